@@ -1,0 +1,88 @@
+"""NumPy or CuPy: the array decides.
+
+A function that needs more than operators and methods asks the array that it was given: `xp = get_array_module(x)`.
+There is no global switch. `select` chooses the module once, at the edge of a program; the parameters and the data
+are moved there, and everything computed from them stays there. Importing npdiff never imports CuPy.
+"""
+
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+Array = Any  # numpy.ndarray, cupy.ndarray, or the strict array of the tests
+
+
+class BackendError(RuntimeError):
+    """CuPy was asked for and cannot be used; the message says what to install or to check."""
+
+
+def get_array_module(x: Array) -> Any:
+    """The module whose functions take and make arrays of x's kind."""
+    if type(x).__module__.partition(".")[0] == "cupy":
+        import cupy
+
+        return cupy
+    return x.__array_namespace__() if hasattr(x, "__array_namespace__") else np
+
+
+def to_numpy(x: Array) -> np.ndarray:
+    """x as a NumPy array on the host. For a device array this waits for the device."""
+    return x.get() if hasattr(x, "get") else np.asarray(x)
+
+
+def standard_normal(rng: np.random.Generator, shape: tuple[int, ...], like: Array) -> Array:
+    """z ~ N(0, I) of like's dtype, drawn on the host and moved to like's device.
+
+    So a seed gives the same noise on every backend.
+    """
+    return get_array_module(like).asarray(rng.standard_normal(shape, dtype=like.dtype))
+
+
+def select(name: str = "auto") -> ModuleType:
+    """The array module called `name`: "numpy", "cupy", or "auto" (CuPy where it works, else NumPy).
+
+    Raises
+    ------
+    ValueError
+        For another name.
+    BackendError
+        Where "cupy" cannot be used, with what to do about it, in one line.
+    """
+    if name not in ("auto", "numpy", "cupy"):
+        raise ValueError(f'backend must be "auto", "numpy" or "cupy", got {name!r}')
+    if name == "numpy":
+        return np
+    problem = cupy_problem()
+    if problem is None:
+        import cupy
+
+        return cupy
+    if name == "auto":
+        return np
+    raise BackendError(problem)
+
+
+def cupy_problem() -> str | None:
+    """Why CuPy cannot be used here, in one line, or None where it can: a small kernel was compiled and run."""
+    try:
+        import cupy
+    except ImportError as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == "cupy":
+            return 'CuPy is not installed: pip install "npdiff[cuda13]" (or [cuda12], as nvidia-smi says), or use --backend numpy'
+        return f"CuPy is installed but cannot be imported ({first_line(error)}): reinstall one wheel only, cupy-cuda12x or cupy-cuda13x"
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except Exception as error:
+        return f"CuPy reaches no GPU ({first_line(error)}): check that nvidia-smi works and that its CUDA version fits the wheel"
+    if count == 0:
+        return "CuPy reaches no GPU: check that nvidia-smi lists one and that CUDA_VISIBLE_DEVICES does not hide it"
+    try:
+        (cupy.arange(3, dtype="f") * 2).get()
+    except Exception as error:
+        return f'CuPy cannot run a kernel ({first_line(error)}): install the CUDA headers, pip install "npdiff[cuda13]" (or [cuda12]), or update the driver'
+    return None
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

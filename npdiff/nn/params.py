@@ -1,0 +1,45 @@
+"""theta: all parameters of a network as one vector.
+
+A network sees a tree of named arrays, {"first": {"w": ..., "b": ...}, ...}; an optimiser sees one vector. `pack` makes
+both from the same memory: the arrays of the tree are views of theta, so an update of theta is seen by the network.
+"""
+
+import math
+
+from npdiff.backend import Array, get_array_module
+
+Tree = dict  # of arrays, and of further trees
+
+
+def leaves(tree: Tree) -> list[Array]:
+    """The arrays of the tree, in the tree's own order."""
+    return [leaf for value in tree.values() for leaf in (leaves(value) if isinstance(value, dict) else [value])]
+
+
+def flatten(tree: Tree) -> Array:
+    """The arrays of the tree laid end to end: shape (P,). For gradients it gives dL/dtheta in theta's order."""
+    arrays = leaves(tree)
+    return get_array_module(arrays[0]).concatenate([a.reshape(-1) for a in arrays])
+
+
+def unflatten(theta: Array, like: Tree) -> Tree:
+    """theta as a tree of views, with the names and shapes of `like`. ValueError where the sizes differ."""
+    size = sum(a.size for a in leaves(like))
+    if theta.shape != (size,):
+        raise ValueError(f"theta must have shape ({size},), as these parameters do, got {theta.shape}")
+    tree, start = {}, 0
+    for name, value in like.items():
+        if isinstance(value, dict):
+            stop = start + sum(a.size for a in leaves(value))
+            tree[name] = unflatten(theta[start:stop], value)
+        else:
+            stop = start + math.prod(value.shape)
+            tree[name] = theta[start:stop].reshape(value.shape)
+        start = stop
+    return tree
+
+
+def pack(tree: Tree) -> tuple[Array, Tree]:
+    """theta, of shape (P,), and the same tree as views of it."""
+    theta = flatten(tree)
+    return theta, unflatten(theta, tree)

@@ -1,0 +1,37 @@
+"""Logarithms and divergences of normal distributions, coordinate by coordinate, in nats."""
+
+import math
+
+from npdiff.backend import Array, get_array_module
+
+LOG_2PI = math.log(2 * math.pi)
+
+
+def log(x: Array) -> Array:
+    """The natural logarithm of a Python float or of an array."""
+    return math.log(x) if isinstance(x, (int, float)) else get_array_module(x).log(x)
+
+
+def log_prob(x: Array, mean: Array, var: Array) -> Array:
+    """log N(x; mean, var) = -1/2 [log(2 pi var) + (x - mean)^2 / var], in nats, for each coordinate."""
+    return -0.5 * (LOG_2PI + log(var) + (x - mean) ** 2 / var)
+
+
+def entropy(var: Array) -> Array:
+    """H[N(., var)] = 1/2 log(2 pi e var), in nats, for each coordinate."""
+    return 0.5 * (LOG_2PI + 1 + log(var))
+
+
+def kl(mean_1: Array, var_1: Array, mean_2: Array, var_2: Array) -> Array:
+    """KL(N(mean_1, var_1) || N(mean_2, var_2)) = 1/2 [log(var_2 / var_1) + (var_1 + (mean_1 - mean_2)^2) / var_2 - 1].
+
+    In nats, for each coordinate.
+    """
+    return 0.5 * (log(var_2) - log(var_1) + (var_1 + (mean_1 - mean_2) ** 2) / var_2 - 1)
+
+
+def log_sum_exp(x: Array) -> Array:
+    """log sum_k exp(x[:, k]), without overflow: (N, K) -> (N, 1)."""
+    xp = get_array_module(x)
+    largest = x.max(axis=1, keepdims=True)
+    return largest + xp.log(xp.exp(x - largest).sum(axis=1, keepdims=True))

@@ -1,0 +1,100 @@
+"""The training loop: noise the data, let the network guess the noise, follow the gradient.
+
+Algorithm 1, Ho et al. 2020, arXiv:2006.11239. `train` is a generator that yields every step with all its quantities:
+
+    state = start(mlp.init(rng))
+    for step in train(mlp, state, sample, schedule, rng, steps=10_000):
+        ...
+    predict_eps = predictor(mlp, state.ema_params, schedule)
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from npdiff.backend import Array, get_array_module, standard_normal
+from npdiff.forward import q_sample
+from npdiff.loss import l_simple
+from npdiff.nn.params import Tree, flatten, pack, unflatten
+from npdiff.optim import adam, average, clip_norm, learning_rate
+from npdiff.reverse import network_input
+from npdiff.schedule import Schedule
+
+
+@dataclass
+class State:
+    """All that training changes: theta, the average of its past, Adam's two moments, and how many steps were taken.
+
+    `params` and `ema_params` are views of theta and ema, as a network takes them.
+    """
+
+    theta: Array
+    ema: Array
+    m: Array
+    v: Array
+    params: Tree
+    ema_params: Tree
+    step: int = 0
+
+
+class TrainStep(NamedTuple):
+    step: int  # 1, 2, ..., steps
+    x_0: Array
+    t: np.ndarray
+    eps: Array
+    x_t: Array
+    out: Array
+    loss: Array  # L_simple a dimension, of shape (), on the device: float(loss) waits for it
+    grad: Array  # dL/dtheta, before clipping
+
+
+def start(params: Tree) -> State:
+    """The state before the first step, with a copy of these parameters."""
+    theta, params = pack(params)
+    ema = theta.copy()
+    return State(theta, ema, theta * 0, theta * 0, params, unflatten(ema, params))
+
+
+def train(
+    net: Any,
+    state: State,
+    sample: Callable[[int, np.random.Generator], Array],
+    schedule: Schedule,
+    rng: np.random.Generator,
+    steps: int,
+    batch: int = 512,
+    predict: str = "eps",
+    weight: str = "eps",
+    lr: float = 1e-3,
+    clip: float = 1.0,
+    ema_decay: float = 0.999,
+) -> Iterator[TrainStep]:
+    """Algorithm 1, Ho et al. 2020, from state.step + 1 to `steps`; `state` is changed in place.
+
+    Parameters
+    ----------
+    net : a module with forward and backward, such as npdiff.nn.mlp
+    sample : sample(batch, rng) -> x_0, an array of shape (batch, ...)
+    rng : draws the data, t and eps
+    predict, weight : see `loss.l_simple`
+    lr : the peak of `optim.learning_rate`
+    clip : the largest norm of the gradient
+    """
+    while state.step < steps:
+        step = state.step + 1
+        x_0 = get_array_module(state.theta).asarray(sample(batch, rng))
+        t = rng.integers(1, schedule.T + 1, size=batch)
+        eps = standard_normal(rng, x_0.shape, like=x_0)
+        x_t = q_sample(x_0, t, eps, schedule)
+
+        out, cache = net.forward(state.params, *network_input(x_t, t, schedule))
+        loss, grad_out = l_simple(out, x_0, t, eps, schedule, predict, weight)
+        _, grads = net.backward(state.params, cache, grad_out)
+
+        grad = flatten(grads)
+        adam(state.theta, clip_norm(grad, clip), state.m, state.v, step, learning_rate(step, steps, lr))
+        average(state.ema, state.theta, step, ema_decay)
+        state.step = step
+        yield TrainStep(step, x_0, t, eps, x_t, out, loss, grad)
