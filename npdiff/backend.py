@@ -80,7 +80,7 @@ def cupy_problem() -> str | None:
     try:
         (cupy.arange(3, dtype="f") * 2).get()
     except Exception as error:
-        return f'CuPy cannot run a kernel ({first_line(error)}): install the CUDA headers, pip install "npdiff[cuda13]" (or [cuda12]), or update the driver'
+        return f'CuPy cannot run a kernel ({first_line(error)}): install the CUDA headers with pip install "npdiff[cuda13]" (or [cuda12])'
     return None
 
 

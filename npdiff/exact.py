@@ -88,8 +88,9 @@ class Mixture:
         That is the trace of Cov[eps | x_t] = I + noise_t^2 grad grad^T log q(x_t), which is Tweedie's formula, of second order.
         """
         check_t(t, schedule)
-        signal_t, noise_t = coefficient(schedule.signal[t], x_t), coefficient(schedule.noise[t], x_t)
-        _, laplacian = self._score_and_laplacian(x_t, signal_t, noise_t)
+        x = x_t.astype("float64")
+        signal_t, noise_t = coefficient(schedule.signal[t], x), coefficient(schedule.noise[t], x)
+        _, laplacian = self._score_and_laplacian(x, signal_t, noise_t)
         return (1 + noise_t**2 * laplacian / self.dim)[:, 0].astype(x_t.dtype)
 
     def _terms(self, x: Array, signal: Array, noise: Array) -> tuple[Array, list[tuple[Array, Array, Array]]]:

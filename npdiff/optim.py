@@ -3,6 +3,7 @@
 import math
 
 from npdiff.backend import Array, get_array_module
+from npdiff.fuse import elementwise
 
 
 def learning_rate(step: int, steps: int, lr: float, warmup: int = 100) -> float:
@@ -29,11 +30,17 @@ def adam(
 
     Algorithm 1, Kingma & Ba 2015, arXiv:1412.6980.
     """
-    xp = get_array_module(theta)
-    m += (1 - beta_1) * (grad - m)
-    v += (1 - beta_2) * (grad * grad - v)
     m_hat_factor, v_hat_factor = 1 / (1 - beta_1**step), 1 / (1 - beta_2**step)
-    theta -= lr * m_hat_factor * m / (xp.sqrt(v_hat_factor * v) + eps)
+    _adam(theta, grad, m, v, 1 - beta_1, 1 - beta_2, lr * m_hat_factor, v_hat_factor, eps)
+
+
+@elementwise
+def _adam(
+    theta: Array, grad: Array, m: Array, v: Array, new_m: float, new_v: float, step_size: float, v_hat_factor: float, eps: float
+) -> None:
+    m += new_m * (grad - m)
+    v += new_v * (grad * grad - v)
+    theta -= step_size * m / (get_array_module(theta).sqrt(v_hat_factor * v) + eps)
 
 
 def average(ema: Array, theta: Array, step: int, decay: float = 0.999) -> None:

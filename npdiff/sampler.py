@@ -90,7 +90,7 @@ def ddim(
     ValueError
         For `steps` outside 1..T, a negative eta, one so large that sigma > noise_s, or eta without `rng`.
     """
-    if eta < 0 or (eta > 0 and rng is None):
+    if not eta >= 0 or (eta > 0 and rng is None):
         raise ValueError(f"eta must be 0, or above 0 together with rng, got {eta}")
     tau, x_t = subsequence(schedule.T, steps), x_T
     for t, t_prev in zip(tau[:-1], tau[1:], strict=True):

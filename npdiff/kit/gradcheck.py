@@ -38,7 +38,9 @@ def directional_error(f: Callable[[Array], Array], x: Array, grad: Array, rng: n
     return abs(numeric - analytic) / max(abs(numeric), abs(analytic), 1e-300)
 
 
-def check_pair(forward: Callable[..., Any], backward: Callable[..., Any], x: Array, rng: np.random.Generator, **params: Array) -> dict[str, float]:
+def check_pair(
+    forward: Callable[..., Any], backward: Callable[..., Any], x: Array, rng: np.random.Generator, **params: Array
+) -> dict[str, float]:
     """The relative error of each gradient of an op, {"x": ..., and one for each parameter}, under a random upstream gradient.
 
     Parameters

@@ -9,6 +9,7 @@ state is kept anywhere. To check a pair of your own, see npdiff/kit/gradcheck.py
 """
 
 from npdiff.backend import Array, get_array_module
+from npdiff.fuse import elementwise
 
 Cache = tuple
 Grads = dict[str, Array]
@@ -29,16 +30,27 @@ def linear_backward(grad_y: Array, cache: Cache) -> tuple[Array, Grads]:
 
 
 def silu_forward(x: Array) -> tuple[Array, Cache]:  # any shape
-    """y = x sigmoid(x), with sigmoid(x) = (1 + tanh(x/2)) / 2, which never overflows."""
-    sigmoid = 0.5 * get_array_module(x).tanh(0.5 * x) + 0.5
-    y = x * sigmoid
+    """y = x sigmoid(x)."""
+    y, sigmoid = _silu(x)
     return y, (sigmoid, y)
 
 
 def silu_backward(grad_y: Array, cache: Cache) -> tuple[Array, Grads]:
-    """dy/dx = sigmoid + x sigmoid (1 - sigmoid) = sigmoid + y (1 - sigmoid)."""
+    """dL/dx = dL/dy dy/dx, with dy/dx = sigmoid + x sigmoid (1 - sigmoid) = sigmoid + y (1 - sigmoid)."""
     sigmoid, y = cache
-    return grad_y * (sigmoid + y * (1 - sigmoid)), {}
+    return _silu_gradient(grad_y, sigmoid, y), {}
+
+
+@elementwise
+def _silu(x: Array) -> tuple[Array, Array]:
+    """sigmoid(x) = 1 / (1 + exp(-x)) = (1 + tanh(x/2)) / 2, which never overflows."""
+    sigmoid = 0.5 * get_array_module(x).tanh(0.5 * x) + 0.5
+    return x * sigmoid, sigmoid
+
+
+@elementwise
+def _silu_gradient(grad_y: Array, sigmoid: Array, y: Array) -> Array:
+    return grad_y * (sigmoid + y * (1 - sigmoid))
 
 
 def embed_forward(x: Array, frequencies: Array) -> tuple[Array, Cache]:  # x (B, I), frequencies (I, F) -> y (B, 2 F)

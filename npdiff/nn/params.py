@@ -5,6 +5,7 @@ both from the same memory: the arrays of the tree are views of theta, so an upda
 """
 
 import math
+from collections.abc import Callable
 
 from npdiff.backend import Array, get_array_module
 
@@ -43,3 +44,8 @@ def pack(tree: Tree) -> tuple[Array, Tree]:
     """theta, of shape (P,), and the same tree as views of it."""
     theta = flatten(tree)
     return theta, unflatten(theta, tree)
+
+
+def map_leaves(function: Callable[[Array], Array], tree: Tree) -> Tree:
+    """The tree with function(array) in the place of each array."""
+    return {name: map_leaves(function, value) if isinstance(value, dict) else function(value) for name, value in tree.items()}

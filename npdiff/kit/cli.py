@@ -1,0 +1,131 @@
+"""The edge of the demos: arguments, their checks, the folder that a run owns, and errors in one line."""
+
+import argparse
+import json
+import math
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from npdiff.backend import BackendError
+from npdiff.kit import checkpoint, files
+from npdiff.kit.errors import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with its errors in one line. Every default is None; `settings` fills them in, so an explicit flag is known as one."""
+
+    def __init__(self, description: str, examples: str) -> None:
+        super().__init__(
+            description=description,
+            epilog=f"examples:\n{examples}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (--help lists the flags)\n")
+
+
+def whole(low: int, high: int = 10**9) -> Callable[[str], int]:
+    """A type for argparse: a whole number in low..high."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text.replace("_", ""))
+        except ValueError:
+            value = low - 1
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"a whole number in {low}..{high} is needed, got {text!r}")
+        return value
+
+    return parse
+
+
+def number(above: float, high: float) -> Callable[[str], float]:
+    """A type for argparse: a number above `above`, at most `high`."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not above < value <= high:
+            raise argparse.ArgumentTypeError(f"a number above {above:g} and at most {high:g} is needed, got {text!r}")
+        return value
+
+    return parse
+
+
+def one_of(*names: str) -> Callable[[str], str]:
+    """A type for argparse: one of these names."""
+
+    def parse(text: str) -> str:
+        if text not in names:
+            raise argparse.ArgumentTypeError(f"{text!r} is not known; take one of {', '.join(names)}")
+        return text
+
+    return parse
+
+
+def add_run_flags(parser: Parser, out: str) -> None:
+    """The flags that every demo has: where to compute, where to write, and how to go on."""
+    group = parser.add_argument_group("the run")
+    group.add_argument("--seed", type=whole(0, 2**32 - 1), metavar="N", help="of every random number; default 0")
+    group.add_argument(
+        "--backend", type=one_of("auto", "numpy", "cupy"), help="auto, numpy or cupy; default auto: CuPy where it works, else NumPy"
+    )
+    group.add_argument("--out", type=Path, default=Path(out), metavar="DIR", help=f"folder for all that is written; default {out}")
+    group.add_argument("--smoke", action="store_true", default=None, help="the smallest run that passes through everything, in seconds")
+    group.add_argument("--resume", action="store_true", help="go on with the run whose checkpoint is in DIR, with its settings")
+    group.add_argument("--sample-only", action="store_true", help="no training: sample, judge and draw from the checkpoint in DIR")
+
+
+def settings(args: argparse.Namespace, defaults: dict[str, Any], smoke: dict[str, Any], free: tuple[str, ...]) -> dict[str, Any]:
+    """The settings of the run: the explicit flags; then, for --resume and --sample-only, the checkpoint's; else the defaults.
+
+    `free` names those that may differ from the checkpoint's: they change what follows training. UserError for any other.
+    """
+    explicit = {name: value for name, value in vars(args).items() if name in defaults and value is not None}
+    if not (args.resume or args.sample_only):
+        return {**defaults, **(smoke if args.smoke else {}), **explicit}
+    kept = checkpoint.read_settings(args.out / "checkpoint.npz")
+    for name, value in explicit.items():
+        if name not in free and value != kept.get(name):
+            flag = "--" + name.replace("_", "-")
+            made = f"{flag} {value} contradicts the checkpoint in {args.out}, made with {flag} {kept.get(name)}"
+            raise UserError(f"{made}; leave {flag} out, or start anew without --resume")
+    return {**defaults, **kept, **explicit}
+
+
+def own_folder(path: Path) -> None:
+    """Make the folder, and make sure that it can be written to. UserError where it cannot."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise UserError(f"--out {path}: cannot be written to ({error.strerror or error}); give another folder") from error
+
+
+def write_metrics(path: Path, metrics: dict[str, Any]) -> None:
+    """Everything that the run printed, as JSON, in one move."""
+    files.write_text(path, json.dumps(metrics, indent=2) + "\n")
+
+
+def run(main: Callable[[], None], go_on: str) -> None:
+    """Call main(); what a user can mend ends in one line on stderr and exit status 1, Ctrl-C in how to go on and 130."""
+    try:
+        main()
+    except KeyboardInterrupt:
+        print(f"\nstopped; to go on: {go_on}", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except (UserError, BackendError, OSError) as error:
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        sys.exit(1)

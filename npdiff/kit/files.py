@@ -1,0 +1,31 @@
+"""Files that are written whole or not at all: a reader, or a run that is killed, finds the old file or the new one."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+
+@contextmanager
+def in_one_move(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path`, which takes its place when all is written."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_npz(path: Path, **arrays: np.ndarray) -> None:
+    """Write an .npz in one move: a reader sees the old file or the new one, never a part."""
+    with in_one_move(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in one move."""
+    with in_one_move(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

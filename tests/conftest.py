@@ -1,0 +1,84 @@
+"""What the tests share: Hypothesis profiles, and strategies for schedules, times and arrays.
+
+Hypothesis draws a shape, a seed, a step, a schedule; the values come from a generator with that seed. With the
+environment variable CI set every run draws the same examples.
+"""
+
+import os
+
+import numpy as np
+from hypothesis import settings
+from hypothesis import strategies as st
+
+from npdiff.schedule import Schedule, cosine, linear, variance_preserving
+
+settings.register_profile("ci", derandomize=True, deadline=None, max_examples=40, print_blob=True)
+settings.register_profile("dev", deadline=None, max_examples=40)
+settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+EPS = float(np.finfo(np.float64).eps)  # 2.2e-16, twice the largest relative error of one operation in float64
+EPS_32 = float(np.finfo(np.float32).eps)
+
+# A Monte Carlo figure may differ from its expectation by 5 standard errors. A normal variable does so once in 1.7 million.
+STANDARD_ERRORS = 5.0
+
+seeds = st.integers(0, 2**32 - 1)
+shapes = st.lists(st.integers(1, 4), min_size=1, max_size=3).map(tuple)
+dtypes = st.sampled_from([np.float32, np.float64])
+
+
+def normal_values(seed: int, *shape: int, dtype: type = np.float64) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+
+
+def variance_exploding(T: int, lowest: float = 0.01, highest: float = 50.0) -> Schedule:
+    """signal 1; noise in equal ratios from `lowest` to `highest`."""
+    return Schedule(np.ones(T + 1), np.concatenate([[0.0], np.geomspace(lowest, highest, T)]))
+
+
+def flow_matching(T: int) -> Schedule:
+    """signal 1 - t/T and noise t/T: at T no signal is left."""
+    u = np.arange(T + 1) / T
+    return Schedule(1 - u, u)
+
+
+def random_rates(T: int, seed: int) -> Schedule:
+    return variance_preserving(np.random.default_rng(seed).uniform(1e-4, 0.5, T))
+
+
+@st.composite
+def preserving_schedules(draw, max_T: int = 40) -> Schedule:
+    """Variance-preserving schedules: linear, cosine, random rates."""
+    T = draw(st.integers(1, max_T))
+    kind = draw(st.sampled_from(["linear", "cosine", "random"]))
+    if kind == "linear":
+        return linear(T, draw(st.floats(1e-4, 0.05)), draw(st.floats(0.05, 0.9)))
+    return cosine(T) if kind == "cosine" else random_rates(T, draw(seeds))
+
+
+@st.composite
+def schedules(draw, max_T: int = 40) -> Schedule:
+    """Every kind of schedule, variance preserving or not; a fifth of them end without signal."""
+    kind = draw(st.sampled_from(["preserving", "preserving", "preserving", "exploding", "flow"]))
+    if kind == "preserving":
+        return draw(preserving_schedules(max_T))
+    T = draw(st.integers(2, max_T))
+    return variance_exploding(T) if kind == "exploding" else flow_matching(T)
+
+
+def times(schedule: Schedule, with_signal: bool = False) -> st.SearchStrategy[int]:
+    """t in 1..T, or only those at which x_t still holds something of x_0."""
+    return st.integers(1, schedule.T - 1 if with_signal and schedule.signal[-1] == 0 else schedule.T)
+
+
+@st.composite
+def schedules_and_times(draw, with_signal: bool = False, max_T: int = 40) -> tuple[Schedule, int]:
+    schedule = draw(schedules(max_T))
+    return schedule, draw(times(schedule, with_signal))
+
+
+def assert_within_standard_errors(samples: np.ndarray, expected: float | np.ndarray, axis: int = 0) -> None:
+    """The mean of independent samples lies within STANDARD_ERRORS of what is expected."""
+    standard_error = samples.std(axis=axis, ddof=1) / np.sqrt(samples.shape[axis])
+    deviation = np.abs(samples.mean(axis=axis) - expected) / standard_error
+    assert np.all(deviation < STANDARD_ERRORS), f"{np.max(deviation):.1f} standard errors"

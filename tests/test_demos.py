@@ -1,0 +1,135 @@
+"""The demos as a user runs them: from a shell, stopped, killed, resumed, and given what they cannot use."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SMALL = ["--T", "30", "--batch", "16", "--samples", "40"]
+
+
+def command(*flags, demo="swiss_roll"):
+    return [sys.executable, str(ROOT / "demos" / f"{demo}.py"), *map(str, flags)]
+
+
+def run(*flags, cwd):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
+    return subprocess.run(command(*flags), cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def numbers(folder):
+    """What must be the same after a resumption: all of metrics.json but the clock, and the samples."""
+    metrics = json.loads((folder / "metrics.json").read_text())
+    del metrics["seconds"]
+    return metrics, np.load(folder / "samples.npz")["x"]
+
+
+def same(a, b):
+    return numbers(a)[0] == numbers(b)[0] and np.array_equal(numbers(a)[1], numbers(b)[1])
+
+
+def test_smoke_run_writes_everything(tmp_path):
+    done = run("--smoke", "--out", "o", cwd=tmp_path)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    names = {
+        "metrics.json",
+        "samples.npz",
+        "checkpoint.npz",
+        "reverse_process.png",
+        "reverse_process.gif",
+        "score_field.png",
+        "loss_over_t.png",
+    }
+    assert {p.name for p in (tmp_path / "o").iterdir()} == names
+    metrics, x = numbers(tmp_path / "o")
+    assert x.shape == (64, 2) and x.dtype == np.float32
+    assert {"loss", "irreducible_loss", "excess", "energy_distance", "signal_T", "prior_kl_nats_per_dimension"} <= metrics.keys()
+    assert f"{metrics['loss']:.5f}" in done.stdout and "warning: x_T still holds" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "flags", [["--predict", "v", "--sampler", "ddim", "--sampling-steps", 7], ["--predict", "x_0", "--schedule", "cosine"]]
+)
+def test_every_choice_runs(tmp_path, flags):
+    assert run("--smoke", *flags, "--out", "o", "--no-gif", cwd=tmp_path).returncode == 0
+
+
+def test_a_run_killed_at_any_moment_resumes_to_the_same_numbers(tmp_path):
+    flags = [*SMALL, "--steps", 4000, "--no-gif"]
+    assert run(*flags, "--out", "whole", cwd=tmp_path).returncode == 0
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
+    checkpoint = tmp_path / "cut" / "checkpoint.npz"
+    process = subprocess.Popen(command(*flags, "--out", "cut"), cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
+    while not checkpoint.exists():
+        time.sleep(0.01)
+    time.sleep(0.3)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "cut" / "metrics.json").exists()
+    process = subprocess.Popen(
+        command("--resume", "--out", "cut"), cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    time.sleep(1.5)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate()[1]
+    assert process.returncode in (130, -signal.SIGINT) and "Traceback" not in said and "--resume" in said
+    done = run("--resume", "--out", "cut", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert same(tmp_path / "whole", tmp_path / "cut")
+    (tmp_path / "cut" / "mine.txt").write_text("a file of the user's")
+    assert run("--sample-only", "--out", "cut", cwd=tmp_path).returncode == 0  # and so does a second look at the same checkpoint
+    assert same(tmp_path / "whole", tmp_path / "cut") and (tmp_path / "cut" / "mine.txt").exists()
+
+
+def test_settings_that_contradict_the_checkpoint_are_refused_and_others_are_not(tmp_path):
+    assert run("--smoke", "--out", "o", "--no-gif", cwd=tmp_path).returncode == 0
+    before = numbers(tmp_path / "o")[1]
+    done = run("--resume", "--lr", "0.5", "--out", "o", cwd=tmp_path)
+    assert done.returncode == 1 and "--lr 0.5 contradicts" in done.stderr and done.stderr.count("\n") == 1
+    assert np.array_equal(before, numbers(tmp_path / "o")[1])
+    assert run("--sample-only", "--samples", 17, "--sampler", "ddim", "--out", "o", cwd=tmp_path).returncode == 0
+    assert numbers(tmp_path / "o")[1].shape == (17, 2)
+
+
+def test_a_users_file_gives_samples_in_its_coordinates_and_no_exact_columns(tmp_path):
+    x = np.random.default_rng(0).standard_normal((200, 2)) * [3, 0.1] + [500, 7]
+    np.savetxt(tmp_path / "mine.csv", x, delimiter=",", header="x,y", comments="")
+    done = run("--smoke", "--data", "mine.csv", "--out", "o", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    metrics, samples = numbers(tmp_path / "o")
+    assert "irreducible" not in done.stdout and not {"irreducible_loss", "excess"} & metrics.keys()
+    assert abs(samples[:, 0].mean() - 500) < 5 * 3 and abs(samples[:, 1].mean() - 7) < 5 * 0.1
+    (tmp_path / "mine.csv").write_text("1,2\n3,4\n" * 20)
+    done = run("--resume", "--out", "o", cwd=tmp_path)
+    assert done.returncode == 1 and "mine.csv" in done.stderr and "changed" in done.stderr
+
+
+BAD = [
+    ["--steps", "0"], ["--batch", "-1"], ["--samples", "0"], ["--T", "0"], ["--T", "2.5"], ["--lr", "0"], ["--lr", "nan"], ["--lr", "-1"],
+    ["--seed", "-1"], ["--seed", "x"], ["--schedule", "quadratic"], ["--predict", "noise"], ["--sampler", "euler"], ["--backend", "jax"],
+    ["--data", "spiral"], ["--data", "missing.csv"], ["--data", "three.csv"], ["--sampling-steps", "10"],
+    ["--sampler", "ddim", "--sampling-steps", "2000"], ["--out", "three.csv"], ["--out", "/proc/npdiff"], ["--resume"], ["--sample-only"],
+    ["--unknown"], ["--ste", "5"], ["extra"],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("flags", BAD, ids=" ".join)
+def test_bad_input_ends_in_one_line_before_anything_is_written(tmp_path, flags):
+    (tmp_path / "three.csv").write_text("1,2,3\n" * 20)
+    done = run(*flags, cwd=tmp_path)
+    assert done.returncode in (1, 2) and done.stdout == ""
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith("swiss_roll.py: "), done.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["three.csv"]
+
+
+def test_help_is_grouped_and_ends_with_examples(tmp_path):
+    done = run("--help", cwd=tmp_path)
+    assert done.returncode == 0
+    assert [word for word in ("data and process:", "training:", "sampling:", "the run:", "examples:") if word not in done.stdout] == []

@@ -1,0 +1,106 @@
+import numpy as np
+import pytest
+from conftest import normal_values, seeds
+from hypothesis import given
+from hypothesis import strategies as st
+
+from npdiff.kit.gradcheck import directional_error
+from npdiff.nn import mlp
+from npdiff.nn.params import flatten, leaves, unflatten
+
+TOLERANCE = 1e-5  # as in test_ops
+
+
+def random_net(seed, dim=2, hidden=5, layers=2):
+    """Float64 parameters, none of them 0."""
+    params = mlp.init(np.random.default_rng(seed), dim, hidden, layers)
+    theta = flatten(params)
+    return unflatten(0.5 * normal_values(seed, theta.size), params)
+
+
+@given(seeds, st.integers(1, 4), st.integers(1, 3), st.integers(1, 6), st.integers(0, 3))
+def test_backward_is_the_gradient_of_forward(seed, batch, dim, hidden, layers):
+    params, rng = random_net(seed, dim, hidden, layers), np.random.default_rng(seed + 1)
+    x, level = normal_values(seed + 2, batch, dim), 4 * normal_values(seed + 3, batch)
+    out, cache = mlp.forward(params, x, level)
+    grad_out = rng.standard_normal(out.shape)
+    grad_x, grads = mlp.backward(params, cache, grad_out)
+    assert directional_error(lambda a: (mlp.forward(params, a, level)[0] * grad_out).sum(), x, grad_x, rng) < TOLERANCE
+
+    def loss(theta):
+        return (mlp.forward(unflatten(theta, params), x, level)[0] * grad_out).sum()
+
+    assert directional_error(loss, flatten(params), flatten(grads), rng) < TOLERANCE
+    theta = flatten(params)
+    start = 0
+    for leaf, grad in zip(leaves(params), leaves(grads), strict=True):  # and each array alone
+        stop = start + leaf.size
+
+        def loss_of_leaf(a, start=start, stop=stop):
+            return loss(np.concatenate([theta[:start], a.ravel(), theta[stop:]]))
+
+        assert directional_error(loss_of_leaf, leaf, grad, rng) < TOLERANCE
+        start = stop
+
+
+def test_gradients_have_every_leaf_in_the_order_of_the_parameters():
+    params = mlp.init(np.random.default_rng(0), hidden=8)
+    out, cache = mlp.forward(params, np.ones((3, 2), np.float32), np.zeros(3, np.float32))
+    _, grads = mlp.backward(params, cache, np.ones_like(out))
+    assert list(grads) == list(params)
+    assert [list(layer) for layer in grads.values()] == [list(layer) for layer in params.values()]
+    assert [g.shape for g in leaves(grads)] == [p.shape for p in leaves(params)]
+
+
+def test_an_untrained_network_puts_out_0():
+    params = mlp.init(np.random.default_rng(0))
+    out, _ = mlp.forward(params, normal_values(1, 7, 2, dtype=np.float32), normal_values(2, 7, dtype=np.float32))
+    assert out.shape == (7, 2) and not out.any()
+
+
+def test_init_draws_weights_of_variance_one_over_the_inputs():
+    # 64 x 64 entries: the variance of a normal sample lies within 5 standard errors, sqrt(2/4096) = 2.2% each.
+    params = mlp.init(np.random.default_rng(0), hidden=64, layers=4)
+    for name in ("layer_1", "layer_2", "layer_3", "layer_4"):
+        assert params[name]["w"].var() * 64 == pytest.approx(1, abs=5 * np.sqrt(2 / 64**2))
+        assert not params[name]["b"].any()
+    inputs, outputs = params["first"]["w"].shape
+    assert params["first"]["w"].var() * inputs == pytest.approx(1, abs=5 * np.sqrt(2 / (inputs * outputs)))
+    assert list(params) == ["first", "layer_1", "layer_2", "layer_3", "layer_4", "last"]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_precision_of_x_is_kept_forward_and_back(dtype):
+    params = {name: {k: a.astype(dtype) for k, a in layer.items()} for name, layer in random_net(0).items()}
+    out, cache = mlp.forward(params, normal_values(1, 3, 2, dtype=dtype), normal_values(2, 3, dtype=dtype))
+    grad_x, grads = mlp.backward(params, cache, out)
+    assert {a.dtype for a in (out, grad_x, *leaves(grads))} == {np.dtype(dtype)}
+
+
+def test_the_network_hears_x_and_the_level_and_mixes_no_rows():
+    params, x, level = random_net(0), normal_values(1, 4, 2), normal_values(2, 4)
+    out, _ = mlp.forward(params, x, level)
+    assert np.abs(out - mlp.forward(params, x, level + 0.1)[0]).max() > 1e-6
+    assert np.abs(out - mlp.forward(params, x + 0.1, level)[0]).max() > 1e-6
+    for i in range(4):
+        np.testing.assert_allclose(mlp.forward(params, x[i : i + 1], level[i : i + 1])[0], out[i : i + 1], rtol=1e-12)
+
+
+def test_a_level_beyond_the_range_counts_as_its_end():
+    params, x = random_net(0), normal_values(1, 4, 2)
+    for far, end in ((-np.inf, mlp.LEVEL_MIN), (-30.0, mlp.LEVEL_MIN), (30.0, mlp.LEVEL_MAX), (np.inf, mlp.LEVEL_MAX)):
+        out, _ = mlp.forward(params, x, np.full(4, far))
+        np.testing.assert_array_equal(out, mlp.forward(params, x, np.full(4, end))[0])
+
+
+def test_two_forwards_before_a_backward_do_not_disturb_each_other():
+    params, level = random_net(0), np.zeros(3)
+    one, two = normal_values(1, 3, 2), normal_values(2, 3, 2)
+    out_one, cache_one = mlp.forward(params, one, level)
+    expected_x, expected = mlp.backward(params, cache_one, out_one)
+    out_one, cache_one = mlp.forward(params, one, level)
+    out_two, cache_two = mlp.forward(params, two, level)
+    mlp.backward(params, cache_two, out_two)
+    grad_x, grads = mlp.backward(params, cache_one, out_one)
+    np.testing.assert_array_equal(grad_x, expected_x)
+    np.testing.assert_array_equal(flatten(grads), flatten(expected))
