@@ -85,27 +85,41 @@ def eps_from_output(x_t: Array, t: Time, out: Array, schedule: Schedule, predict
     return out
 
 
-def predictor(net: Any, params: dict, schedule: Schedule, predict: str = "eps", **inputs: Array) -> Callable[[Array, Time], Array]:
+def predictor(
+    net: Any, params: dict, schedule: Schedule, predict: str = "eps", guidance: float = 0.0, **inputs: Any
+) -> Callable[[Array, Time], Array]:
     """The network as a function predict_eps(x_t, t) -> eps_hat, with t an int, or ints of shape (B,).
+
+    With guidance w, away from what the network says without `inputs`: eps_hat = (1 + w) eps_cond - w eps_uncond.
+    Eq. (6), Ho & Salimans 2022, arXiv:2207.12598.
 
     Parameters
     ----------
     net : a module with forward(params, x, level, ...) -> out, cache, such as npdiff.nn.mlp
     params : its parameters, trained or averaged
     predict : what the network's output stands for: "eps", "x_0" or "v"
-    inputs : further arguments of net.forward
+    guidance : w, 0 for none
+    inputs : further arguments of net.forward, such as label
 
     Raises
     ------
     ValueError
-        For another `predict`, or a t outside 1..T.
+        For another `predict`, guidance without inputs, or a t outside 1..T.
     """
     if predict not in PREDICT:
         raise ValueError(f"predict must be one of {', '.join(PREDICT)}, got {predict!r}")
+    if guidance and not inputs:
+        raise ValueError("guidance needs inputs to be guided by, such as label=...")
 
     def predict_eps(x_t: Array, t: Time) -> Array:
         check_t(t, schedule)
-        out, _ = net.forward(params, *network_input(x_t, t, schedule), **inputs)
-        return eps_from_output(x_t, t, out, schedule, predict)
+        x, level = network_input(x_t, t, schedule)
+        out, _ = net.forward(params, x, level, **inputs)
+        eps_cond = eps_from_output(x_t, t, out, schedule, predict)
+        if not guidance:
+            return eps_cond
+        out, _ = net.forward(params, x, level)
+        eps_uncond = eps_from_output(x_t, t, out, schedule, predict)
+        return (1 + guidance) * eps_cond - guidance * eps_uncond
 
     return predict_eps

@@ -44,8 +44,6 @@ class TrainStep(NamedTuple):
     x_0: Array
     t: np.ndarray
     eps: Array
-    x_t: Array
-    out: Array
     loss: Array  # L_simple a dimension, of shape (), on the device: float(loss) waits for it
     grad: Array  # dL/dtheta, before clipping
 
@@ -57,10 +55,33 @@ def start(params: Tree) -> State:
     return State(theta, ema, theta * 0, theta * 0, params, unflatten(ema, params))
 
 
+def gradient(
+    net: Any,
+    params: Tree,
+    x_0: Array,
+    t: np.ndarray,
+    eps: Array,
+    schedule: Schedule,
+    predict: str = "eps",
+    weight: str = "eps",
+    **inputs: Any,
+) -> tuple[Array, Array]:
+    """L_simple on a batch and dL/dtheta, of shape (P,): noise the data, let the network guess the noise, go back through it.
+
+    `inputs` are further arguments of net.forward, such as label.
+    """
+    x_t = q_sample(x_0, t, eps, schedule)
+    x, level = network_input(x_t, t, schedule)
+    out, cache = net.forward(params, x, level, **inputs)
+    loss, grad_out = l_simple(out, x_0, t, eps, schedule, predict, weight)
+    _, grads = net.backward(params, cache, grad_out)
+    return loss, flatten(grads)
+
+
 def train(
     net: Any,
     state: State,
-    sample: Callable[[int, np.random.Generator], Array],
+    sample: Callable[[int, np.random.Generator], Any],
     schedule: Schedule,
     rng: np.random.Generator,
     steps: int,
@@ -69,32 +90,34 @@ def train(
     weight: str = "eps",
     lr: float = 1e-3,
     clip: float = 1.0,
+    beta_2: float = 0.999,
     ema_decay: float = 0.999,
+    gradient: Callable[..., tuple[Array, Array]] = gradient,
 ) -> Iterator[TrainStep]:
-    """Algorithm 1, Ho et al. 2020, from state.step + 1 to `steps`; `state` is changed in place.
+    """Algorithm 1, Ho et al. 2020, arXiv:2006.11239, from state.step + 1 to `steps`; `state` is changed in place.
 
     Parameters
     ----------
     net : a module with forward and backward, such as npdiff.nn.mlp
-    sample : sample(batch, rng) -> x_0, an array of shape (batch, ...)
+    sample : sample(batch, rng) -> x_0, of shape (batch, ...), or x_0 and a dict of further arguments of net.forward
     rng : draws the data, t and eps
     predict, weight : see `loss.l_simple`
     lr : the peak of `optim.learning_rate`
     clip : the largest norm of the gradient
+    beta_2 : of Adam
+    gradient : how loss and dL/dtheta are found: `gradient` above, or something faster that agrees with it
     """
     while state.step < steps:
         step = state.step + 1
-        x_0 = get_array_module(state.theta).asarray(sample(batch, rng))
+        drawn = sample(batch, rng)
+        x_0, inputs = drawn if isinstance(drawn, tuple) else (drawn, {})
+        x_0 = get_array_module(state.theta).asarray(x_0)
         t = rng.integers(1, schedule.T + 1, size=batch)
         eps = standard_normal(rng, x_0.shape, like=x_0)
-        x_t = q_sample(x_0, t, eps, schedule)
 
-        out, cache = net.forward(state.params, *network_input(x_t, t, schedule))
-        loss, grad_out = l_simple(out, x_0, t, eps, schedule, predict, weight)
-        _, grads = net.backward(state.params, cache, grad_out)
+        loss, grad = gradient(net, state.params, x_0, t, eps, schedule, predict, weight, **inputs)
 
-        grad = flatten(grads)
-        adam(state.theta, clip_norm(grad, clip), state.m, state.v, step, learning_rate(step, steps, lr))
+        adam(state.theta, clip_norm(grad, clip), state.m, state.v, step, learning_rate(step, steps, lr), beta_2=beta_2)
         average(state.ema, state.theta, step, ema_decay)
         state.step = step
-        yield TrainStep(step, x_0, t, eps, x_t, out, loss, grad)
+        yield TrainStep(step, x_0, t, eps, loss, grad)

@@ -47,7 +47,7 @@ def random_rates(T: int, seed: int) -> Schedule:
 
 
 @st.composite
-def preserving_schedules(draw, max_T: int = 40) -> Schedule:
+def preserving_schedules(draw: st.DrawFn, max_T: int = 40) -> Schedule:
     """Variance-preserving schedules: linear, cosine, random rates."""
     T = draw(st.integers(1, max_T))
     kind = draw(st.sampled_from(["linear", "cosine", "random"]))
@@ -57,7 +57,7 @@ def preserving_schedules(draw, max_T: int = 40) -> Schedule:
 
 
 @st.composite
-def schedules(draw, max_T: int = 40) -> Schedule:
+def schedules(draw: st.DrawFn, max_T: int = 40) -> Schedule:
     """Every kind of schedule, variance preserving or not; a fifth of them end without signal."""
     kind = draw(st.sampled_from(["preserving", "preserving", "preserving", "exploding", "flow"]))
     if kind == "preserving":
@@ -72,7 +72,7 @@ def times(schedule: Schedule, with_signal: bool = False) -> st.SearchStrategy[in
 
 
 @st.composite
-def schedules_and_times(draw, with_signal: bool = False, max_T: int = 40) -> tuple[Schedule, int]:
+def schedules_and_times(draw: st.DrawFn, with_signal: bool = False, max_T: int = 40) -> tuple[Schedule, int]:
     schedule = draw(schedules(max_T))
     return schedule, draw(times(schedule, with_signal))
 

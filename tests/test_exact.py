@@ -268,6 +268,14 @@ def test_samples_belong_to_the_density_by_the_mean_of_the_score(data):
     assert_within_standard_errors((x[:, :, None] * score[:, None, :]).reshape(len(x), -1), -np.eye(data.dim).ravel())
 
 
+def test_samples_of_a_gaussian_are_normal_by_their_fourth_moments():
+    gaussian = DATA["Gaussian"]
+    offset = gaussian.sample(20_000, np.random.default_rng(7), np.float64) - [0.3, -0.2]
+    whitened = offset @ np.linalg.inv(np.linalg.cholesky(np.array([[0.5, 0.2], [0.2, 0.3]]))).T
+    assert_within_standard_errors(whitened**4, 3.0)
+    assert_within_standard_errors(np.prod(whitened, axis=1) ** 2, 1.0)
+
+
 def test_a_seed_repeats_the_samples():
     for data in DATA.values():
         one, two = (data.sample(10, np.random.default_rng(3)) for _ in range(2))
@@ -326,6 +334,7 @@ def test_swiss_roll_samples_lie_about_the_curve_at_the_distance_of_the_noise():
     curve = roll.curve(np.linspace(roll.U_MIN, roll.U_MAX, 3000))
     nearest = np.array([((curve - point) ** 2).sum(axis=1).min() for point in x])
     assert_within_standard_errors(nearest / roll.noise**2, 1.0)
+    assert_within_standard_errors((nearest / roll.noise**2) ** 2, 3.0)  # E d^4 of a normal; of a uniform of this variance 1.8
 
 
 def test_swiss_roll_samples_fill_the_angle_evenly():

@@ -32,7 +32,7 @@ def centred(s):
     return Gaussian([0.0], [[s**2]])
 
 
-def variances(s, schedule: Schedule):
+def variances(s, schedule):
     """v_t of x_t for N(0, s^2) data, t = 0..T."""
     return schedule.signal**2 * s**2 + schedule.noise**2
 
@@ -294,5 +294,6 @@ def test_ddim_refuses_more_noise_than_the_schedule_has():
 
 
 def test_ddpm_refuses_other_variances():
-    with pytest.raises(ValueError, match="variance must be one of"):
-        next(ddpm(centred(1.0).predictor(linear(10)), np.ones((1, 1)), linear(10), np.random.default_rng(0), "best"))
+    for schedule in (linear(10), linear(1)):
+        with pytest.raises(ValueError, match="variance must be one of"):
+            next(ddpm(centred(1.0).predictor(schedule), np.ones((1, 1)), schedule, np.random.default_rng(0), "best"))

@@ -128,7 +128,7 @@ def decimal_rates(name: str, T: int) -> list[Decimal]:
 @pytest.mark.parametrize("make", [linear, cosine])
 def test_tables_agree_with_40_digit_arithmetic(make):
     # 1 - alpha_bar_t is at least t beta_1 / 2 and the product of t factors is off by t EPS, so noise^2, beta and beta_tilde
-    # are right to a few EPS / beta_1: 2e-12 for linear, 5e-12 for cosine. Seen: 8e-13 and 2e-12.
+    # are right to a few EPS / beta_1: 2e-12 for linear, 5e-12 for cosine. Seen: 8e-13 and 5e-12.
     T, schedule = 1000, make(1000)
     with localcontext() as context:
         context.prec = 40

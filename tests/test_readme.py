@@ -1,0 +1,45 @@
+"""What README.md says, held true: the index of equations, the reading order, the commands, the example."""
+
+import importlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "README.md").read_text()
+INDEX = re.findall(r"^\| (.*), (arXiv:\S+) \| (.*) \| `([\w.]+)` \|$", TEXT, re.MULTILINE)
+
+
+@pytest.mark.parametrize("authors, arxiv, equation, function", INDEX, ids=lambda cell: cell)
+def test_the_index_leads_to_a_docstring_that_cites_the_paper_and_the_equation(authors, arxiv, equation, function):
+    module, name = function.rsplit(".", 1)
+    cited = " ".join(getattr(importlib.import_module(f"npdiff.{module}"), name).__doc__.split())
+    assert authors in cited and arxiv in cited
+    where = f"Eq. {equation}" if equation.startswith("(") else equation
+    assert where.lower() in cited.lower()
+
+
+def test_the_index_is_not_empty():
+    assert len(INDEX) >= 17
+
+
+def test_every_file_and_folder_that_is_named_exists():
+    named = re.findall(r"`((?:npdiff|demos|nn|tests)/[\w/.]*|\w+\.py)`|\]\((demos/[\w/.]+)\)", TEXT)
+    assert len(named) > 12
+    for path in (a or b for a, b in named):
+        assert (ROOT / path).exists() or (ROOT / "npdiff" / path).exists() or (ROOT / "npdiff" / "nn" / path).exists(), path
+
+
+def test_the_first_breakpoint_is_a_line_of_first_steps():
+    line = re.search(r"```python\n(    x_t = .*)\n```", TEXT).group(1)
+    assert line in (ROOT / "demos" / "first_steps.py").read_text()
+    assert len((ROOT / "demos" / "first_steps.py").read_text().splitlines()) <= 60
+
+
+def test_the_library_example_runs():
+    example = re.search(r"```python\n(import numpy.*?)```", TEXT, re.DOTALL).group(1).replace("steps=2000", "steps=20")
+    done = subprocess.run([sys.executable, "-c", example], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "nats; the data reach -1.35" in done.stdout, done.stderr
