@@ -5,6 +5,7 @@
 The default is DDPM as published: the network predicts eps, beta rises linearly, T = 1000. demos/first_steps.py does the same flat.
 """
 
+import argparse
 import os
 
 for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):  # products this small are faster on one thread
@@ -22,8 +23,7 @@ from npdiff.sampler import ddim, ddpm
 from npdiff.train import start, train
 
 
-def main() -> None:
-    args = plane.parse(__doc__)
+def main(args: argparse.Namespace) -> None:
     xp = select(args.backend)
     points = data.points(args.data, args.digest)
     chain = schedule.linear(args.T) if args.schedule == "linear" else schedule.cosine(args.T)
@@ -54,4 +54,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, "python demos/swiss_roll.py --resume, with the same --out")
+    cli.run(main, parse=lambda: plane.parse(__doc__))

@@ -116,16 +116,19 @@ def write_metrics(path: Path, metrics: dict[str, Any]) -> None:
     files.write_text(path, json.dumps(metrics, indent=2) + "\n")
 
 
-def run(main: Callable[[], None], go_on: str) -> None:
-    """Call main(); what a user can mend ends in one line on stderr and exit status 1, Ctrl-C in how to go on and 130."""
+def run(main: Callable[[argparse.Namespace], None], parse: Callable[[], argparse.Namespace]) -> None:
+    """Call main(parse()); what a user can mend ends in one line on stderr and exit status 1, Ctrl-C in how to go on and 130."""
+    program, args = Path(sys.argv[0]), None
     try:
-        main()
+        args = parse()
+        main(args)
     except KeyboardInterrupt:
-        print(f"\nstopped; to go on: {go_on}", file=sys.stderr)
+        kept = args is not None and args.checkpoint.exists()
+        print(f"\nstopped; to go on: python {program} --resume --out {args.out}" if kept and args else "\nstopped", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except (UserError, BackendError, OSError) as error:
-        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        print(f"{program.name}: {error}", file=sys.stderr)
         sys.exit(1)
