@@ -15,7 +15,7 @@ import numpy as np
 
 from npdiff import schedule
 from npdiff.backend import select, standard_normal
-from npdiff.kit import checkpoint, cli, data, plane, progress
+from npdiff.kit import checkpoint, cli, data, parallel, plane, progress
 from npdiff.nn import mlp
 from npdiff.nn.params import map_leaves
 from npdiff.reverse import predictor
@@ -24,6 +24,7 @@ from npdiff.train import start, train
 
 
 def main(args: argparse.Namespace) -> None:
+    parallel.keep_freed_memory()
     xp = select(args.backend)
     points = data.points(args.data, args.digest)
     chain = schedule.linear(args.T) if args.schedule == "linear" else schedule.cosine(args.T)

@@ -195,3 +195,21 @@ def test_the_predictor_refuses_other_targets_and_other_t():
     for t in (0, 11, 1.0, True, np.array([0, 1])):
         with pytest.raises(ValueError, match="t must"):
             predictor(net, {}, linear(10))(np.ones((2, 1)), t)
+
+
+class Told:
+    """A network whose output is 3 where it is told a label and 1 where it is not."""
+
+    @staticmethod
+    def forward(params, x, level, label=None):
+        return np.full_like(x, 1.0 if label is None else 3.0), None
+
+
+def test_guidance_goes_beyond_what_the_label_adds():
+    x, schedule = np.zeros((2, 3)), linear(10)
+    label = np.array([0, 1])
+    for w in (0.0, 0.5, 2.0):  # (1 + w) eps_cond - w eps_uncond
+        eps_hat = predictor(Told, {}, schedule, guidance=w, label=label)(x, 4)
+        np.testing.assert_allclose(eps_hat, (1 + w) * 3 - w * 1, rtol=1e-12)
+    with pytest.raises(ValueError, match="guidance"):
+        predictor(Told, {}, schedule, guidance=1.0)

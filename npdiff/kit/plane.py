@@ -17,7 +17,7 @@ from npdiff.sampler import Predictor, Step
 from npdiff.schedule import Schedule
 
 DEFAULTS: dict[str, Any] = dict(
-    data="swiss_roll", schedule="linear", T=1000, predict="eps", steps=10_000, batch=1024, lr=8e-3,
+    data="swiss_roll", schedule="linear", T=1000, predict="eps", steps=12_000, batch=1024, lr=8e-3,
     sampler="ddpm", sampling_steps=None, samples=5000, seed=0, backend="auto", gif=True, points=4000, digest="",
 )  # fmt: skip
 SMOKE: dict[str, Any] = dict(T=20, steps=20, batch=32, samples=64, points=64)
@@ -42,7 +42,7 @@ def parse(description: str | None, argv: list[str] | None = None) -> argparse.Na
     group.add_argument("--T", type=cli.whole(1, 100_000), metavar="N", help="steps of the chain; default 1000")
     group = parser.add_argument_group("training")
     group.add_argument("--predict", type=cli.one_of(*PREDICT), help="what the network puts out: eps, x_0 or v; default eps")
-    group.add_argument("--steps", type=cli.whole(1), metavar="N", help="steps of Adam; default 10000")
+    group.add_argument("--steps", type=cli.whole(1), metavar="N", help="steps of Adam; default 12000")
     group.add_argument("--batch", type=cli.whole(1, 10**6), metavar="N", help="points a step; default 1024")
     group.add_argument("--lr", type=cli.number(0, 1), metavar="X", help="peak of the learning rate; default 0.008")
     group = parser.add_argument_group("sampling")

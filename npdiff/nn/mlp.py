@@ -1,6 +1,6 @@
 """A multilayer perceptron for points in the plane, or in any few dimensions: out = net(x, level).
 
-    init(rng) -> params;    forward(params, x, level) -> out, cache;    backward(params, cache, grad_out) -> grad_x, grads
+init(rng) -> params;    forward(params, x, level) -> out, cache;    backward(params, cache, grad_out) -> grad_x, grads
 """
 
 import math
