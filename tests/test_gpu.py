@@ -58,7 +58,7 @@ def test_training_steps_are_numpys():
     on_host, on_device = start(np), start(cupy)
     theta_0 = on_host.theta.copy()
     for a, b in zip(training(on_device, 3), training(on_host, 3), strict=True):
-        assert isinstance(a.loss, cupy.ndarray) and a.out.dtype == a.grad.dtype == on_device.theta.dtype == "float32"
+        assert isinstance(a.loss, cupy.ndarray) and a.loss.dtype == a.grad.dtype == on_device.theta.dtype == "float32"
         assert abs(float(a.loss) / float(b.loss) - 1) < PARITY
         assert relative(a.grad, b.grad) < PARITY
     assert relative(to_numpy(on_device.theta) - theta_0, on_host.theta - theta_0) < PARITY
