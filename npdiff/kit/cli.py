@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from npdiff.backend import BackendError
-from npdiff.kit import checkpoint, files
+from npdiff.kit import files
 from npdiff.kit.errors import UserError
 
 
@@ -84,19 +84,39 @@ def add_run_flags(parser: Parser, out: str) -> None:
     group.add_argument("--sample-only", action="store_true", help="no training: sample, judge and draw from the checkpoint in DIR")
 
 
-def settings(args: argparse.Namespace, defaults: dict[str, Any], smoke: dict[str, Any], free: tuple[str, ...]) -> dict[str, Any]:
-    """The settings of the run: the explicit flags; then, for --resume and --sample-only, the checkpoint's; else the defaults.
+def add_sampling_flags(parser: Parser, sampler: str) -> Any:
+    """The flags of the way back; `sampler` is the default."""
+    group = parser.add_argument_group("sampling")
+    group.add_argument("--sampler", type=one_of("ddpm", "ddim"), help=f"ddpm (all T steps) or ddim; default {sampler}")
+    group.add_argument("--sampling-steps", type=whole(1, 100_000), metavar="N", help="steps of ddim, at most T; default 50")
+    group.add_argument("--no-gif", dest="gif", action="store_false", default=None, help="no animation")
+    return group
 
-    `free` names those that may differ from the checkpoint's: they change what follows training. UserError for any other.
+
+def check_sampling(args: argparse.Namespace) -> None:
+    """Fill in --sampling-steps, which the sampler and T decide together."""
+    if args.sampler == "ddpm" and args.sampling_steps not in (None, args.T):
+        raise UserError(f"--sampling-steps {args.sampling_steps}: ddpm takes all T = {args.T} steps; for fewer take --sampler ddim")
+    if args.sampling_steps is None:
+        args.sampling_steps = args.T if args.sampler == "ddpm" else min(50, args.T)
+    if args.sampling_steps > args.T:
+        raise UserError(f"--sampling-steps {args.sampling_steps}: ddim takes at most T = {args.T} steps")
+
+
+def settings(
+    args: argparse.Namespace, defaults: dict[str, Any], smoke: dict[str, Any], free: tuple[str, ...], kept: dict[str, Any] | None
+) -> dict[str, Any]:
+    """The settings of the run: the explicit flags; then those `kept` by the run that it goes on with; without one the defaults.
+
+    `free` names those that may differ from the kept ones: they change what follows training. UserError for any other.
     """
     explicit = {name: value for name, value in vars(args).items() if name in defaults and value is not None}
-    if not (args.resume or args.sample_only):
+    if kept is None:
         return {**defaults, **(smoke if args.smoke else {}), **explicit}
-    kept = checkpoint.read_settings(args.out / "checkpoint.npz")
     for name, value in explicit.items():
         if name not in free and value != kept.get(name):
             flag = "--" + name.replace("_", "-")
-            made = f"{flag} {value} contradicts the checkpoint in {args.out}, made with {flag} {kept.get(name)}"
+            made = f"{flag} {value} contradicts the run in {args.out}, made with {flag} {kept.get(name)}"
             raise UserError(f"{made}; leave {flag} out, or start anew without --resume")
     return {**defaults, **kept, **explicit}
 

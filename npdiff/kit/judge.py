@@ -8,7 +8,7 @@ import numpy as np
 from npdiff.backend import to_numpy
 from npdiff.exact import SwissRoll
 from npdiff.forward import prior_kl, q_sample
-from npdiff.kit.data import Points
+from npdiff.kit.data import Draw, Points
 from npdiff.kit.metrics import distance_to_curve, energy_distance, real_against_real
 from npdiff.sampler import Predictor
 from npdiff.schedule import Schedule
@@ -16,10 +16,18 @@ from npdiff.schedule import Schedule
 PIECE = 512  # rows in one call of the exact predictor, whose arrays then stay in cache
 
 
-def terminal_state(data: Points, schedule: Schedule, rng: np.random.Generator) -> dict[str, float]:
+def terminal_state(draw: Draw, schedule: Schedule, rng: np.random.Generator) -> dict[str, float]:
     """signal[T], and the mean of KL(q(x_T | x_0) || N(0, I)) over the data, in nats a dimension."""
-    kl = prior_kl(data.fresh(2000, rng), schedule)
-    return {"signal_T": float(schedule.signal[-1]), "prior_kl_nats_per_dimension": float(kl.mean()) / 2}
+    x_0 = draw(2000, rng)
+    kl = prior_kl(x_0, schedule)
+    return {"signal_T": float(schedule.signal[-1]), "prior_kl_nats_per_dimension": float(kl.mean()) / x_0[0].size}
+
+
+def say_terminal_state(state: dict[str, float]) -> None:
+    signal, kl = state["signal_T"], state["prior_kl_nats_per_dimension"]
+    print(f"the chain ends at signal[T] = {signal:.2g}, KL(q(x_T | x_0) || N(0, I)) = {kl:.2g} nats a dimension")
+    if kl > 0.01:
+        print("warning: x_T still holds much of x_0, but sampling starts from pure noise; take more steps (--T 1000) or --schedule cosine")
 
 
 def losses(

@@ -9,7 +9,7 @@ import numpy as np
 from npdiff import __version__
 from npdiff.backend import to_numpy
 from npdiff.forward import q_sample, score_from_eps
-from npdiff.kit import cli, draw, files, judge, progress
+from npdiff.kit import checkpoint, cli, draw, files, judge, progress
 from npdiff.kit.data import NAMES, Points
 from npdiff.kit.errors import UserError
 from npdiff.reverse import PREDICT, p_mean_from_eps
@@ -45,30 +45,18 @@ def parse(description: str | None, argv: list[str] | None = None) -> argparse.Na
     group.add_argument("--steps", type=cli.whole(1), metavar="N", help="steps of Adam; default 12000")
     group.add_argument("--batch", type=cli.whole(1, 10**6), metavar="N", help="points a step; default 1024")
     group.add_argument("--lr", type=cli.number(0, 1), metavar="X", help="peak of the learning rate; default 0.008")
-    group = parser.add_argument_group("sampling")
-    group.add_argument("--sampler", type=cli.one_of("ddpm", "ddim"), help="ddpm (all T steps) or ddim; default ddpm")
-    group.add_argument("--sampling-steps", type=cli.whole(1, 100_000), metavar="N", help="steps of ddim, at most T; default 50")
+    group = cli.add_sampling_flags(parser, sampler="ddpm")
     group.add_argument("--samples", type=cli.whole(1, 10**7), metavar="N", help="points to draw; default 5000")
-    group.add_argument("--no-gif", dest="gif", action="store_false", default=None, help="no animation")
     cli.add_run_flags(parser, out="out/swiss_roll")
 
     args = parser.parse_args(argv)
-    args.settings = cli.settings(args, DEFAULTS, SMOKE, FREE)
+    args.checkpoint = args.out / "checkpoint.npz"
+    kept = checkpoint.read_settings(args.checkpoint) if args.resume or args.sample_only else None
+    args.settings = cli.settings(args, DEFAULTS, SMOKE, FREE, kept)
     for name, value in args.settings.items():
         setattr(args, name, value)
-    _check_sampling(args)
-    args.checkpoint = args.out / "checkpoint.npz"
+    cli.check_sampling(args)
     return args
-
-
-def _check_sampling(args: argparse.Namespace) -> None:
-    """Fill in --sampling-steps, which the sampler and T decide together."""
-    if args.sampler == "ddpm" and args.sampling_steps not in (None, args.T):
-        raise UserError(f"--sampling-steps {args.sampling_steps}: ddpm takes all T = {args.T} steps; for fewer take --sampler ddim")
-    if args.sampling_steps is None:
-        args.sampling_steps = args.T if args.sampler == "ddpm" else min(50, args.T)
-    if args.sampling_steps > args.T:
-        raise UserError(f"--sampling-steps {args.sampling_steps}: ddim takes at most T = {args.T} steps")
 
 
 class Report:
@@ -87,14 +75,9 @@ class Report:
         self.floor = judge.irreducible_loss(data, schedule, 5 * args.points, rng)
 
     def _terminal_state(self) -> None:
-        state = judge.terminal_state(self.data, self.schedule, self.rng)
+        state = judge.terminal_state(self.data.fresh, self.schedule, self.rng)
         self.metrics |= state
-        signal, kl = state["signal_T"], state["prior_kl_nats_per_dimension"]
-        print(f"the chain ends at signal[T] = {signal:.4f}, KL(q(x_T | x_0) || N(0, I)) = {kl:.2g} nats a dimension")
-        if kl > 0.01:
-            print(
-                "warning: x_T still holds much of x_0, but sampling starts from pure noise; take more steps (--T 1000) or --schedule cosine"
-            )
+        judge.say_terminal_state(state)
         if self.data.aside is not None and self.data.aside < 20:
             print(f"warning: {5 * self.data.aside} points are few: the network will learn them by heart, and little is left to judge it")
 

@@ -1,0 +1,71 @@
+"""Draw digits: train a class-conditional U-Net on MNIST, walk noise back to digits, and measure how good they are.
+
+    python demos/mnist.py --sample-only        draws at once, with the weights that lie beside this file
+    python demos/mnist.py --minutes 12         trains a network of your own
+
+The mathematics is that of demos/swiss_roll.py; the network is npdiff/nn/unet.py.
+"""
+
+import argparse
+import os
+
+for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):  # the batch is shared among threads, not each product
+    os.environ.setdefault(name, "1")
+
+import copy
+
+import numpy as np
+
+from npdiff import schedule
+from npdiff.backend import select, standard_normal
+from npdiff.kit import budget, checkpoint, cli, images, mnist, parallel, progress
+from npdiff.nn import unet
+from npdiff.nn.params import map_leaves
+from npdiff.sampler import ddim, ddpm
+from npdiff.train import start, train
+
+
+def main(args: argparse.Namespace) -> None:
+    parallel.keep_freed_memory()
+    xp = select(args.backend)
+    images.preset(args, xp)
+    digits = mnist.digits(args.data_dir, images.SHIPPED_DIGITS)
+    chain = schedule.cosine(args.T)
+    training_rng, sampling_rng, judging_rng = (np.random.default_rng([args.seed, i]) for i in range(3))
+    report = images.Report(args, digits, chain, judging_rng, xp)
+
+    # Training: Algorithm 1, on digits and their labels
+    state = start(map_leaves(xp.asarray, unet.init(training_rng, width=args.width)))
+    if args.resume or args.sample_only:
+        report.load(state, training_rng)
+
+    def training(state, rng, steps):
+        sample = images.draw_digits(digits, args.label_dropout)
+        return train(
+            unet, state, sample, chain, rng, steps, args.batch, args.predict, "target", args.lr, beta_2=0.99, gradient=report.gradient
+        )
+
+    if args.steps is None:
+        args.steps = budget.steps_in(args.minutes, training(start(state.params), copy.deepcopy(training_rng), 10**9))
+        report.say_steps()
+    if not args.sample_only:
+        steps = checkpoint.keep(training(state, training_rng, args.steps), args.checkpoint, state, training_rng, args.settings)
+        for _ in progress.training(steps, state.step, args.steps, args.batch, unit="images"):
+            pass
+
+    # Sampling, with guidance towards the labels
+    labels = report.labels()
+    predict_eps = report.predictor(state.ema_params, labels)
+    x_T = standard_normal(sampling_rng, (args.samples, 28, 28, 1), like=state.theta)
+    if args.sampler == "ddpm":
+        way_back = ddpm(predict_eps, x_T, chain, sampling_rng)
+    else:
+        way_back = ddim(predict_eps, x_T, chain, args.sampling_steps)
+    for step in progress.sampling(way_back, args.samples, unit="digits"):
+        report.see(step)
+
+    report.write(state.ema_params, step.x_prev, labels)
+
+
+if __name__ == "__main__":
+    cli.run(main, parse=lambda: images.parse(__doc__))

@@ -1,0 +1,275 @@
+"""What surrounds the mathematics in the demo of digits: its flags, its figures, its pictures."""
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from npdiff import __version__, train
+from npdiff.backend import to_numpy
+from npdiff.forward import q_sample
+from npdiff.kit import checkpoint, classifier, cli, digit_metrics, draw, files, judge, mnist, progress
+from npdiff.kit.errors import UserError
+from npdiff.kit.parallel import Pieces
+from npdiff.nn import unet
+from npdiff.nn.params import Tree, flatten
+from npdiff.reverse import predictor
+from npdiff.sampler import Predictor, Step
+from npdiff.schedule import Schedule
+
+DEFAULTS: dict[str, Any] = dict(
+    T=1000, predict="v", minutes=None, steps=None, batch=None, lr=3e-3, width=None, label_dropout=0.1, digits="0123456789",
+    sampler="ddim", sampling_steps=None, guidance=0.5, samples=1000, seed=0, backend="auto", gif=True, smoke=False,
+)  # fmt: skip
+SMOKE: dict[str, Any] = dict(T=20, steps=3, batch=4, width=8, samples=12, sampling_steps=3, smoke=True)
+PRESETS: dict[str, dict[str, Any]] = {  # by backend; minutes where neither they nor the steps are given
+    "numpy": dict(width=32, batch=64, minutes=12.0),
+    "cupy": dict(width=64, batch=256, minutes=5.0),
+}
+FREE = ("digits", "sampler", "sampling_steps", "guidance", "samples", "seed", "gif", "backend", "smoke")
+
+DEMOS = Path(__file__).parents[2] / "demos"
+SHIPPED_DIGITS, SHIPPED_WEIGHTS = DEMOS / "mnist_5000.npz", DEMOS / "mnist_weights.npz"
+PIECE = 8  # images of a training batch that a thread takes at a time; they stay in cache
+LARGEST_PIECE = 250  # digits in one call of the network on a GPU
+
+EXAMPLES = """\
+  python demos/mnist.py --sample-only                             digits at once, with the shipped weights
+  python demos/mnist.py --sample-only --digits 37 --guidance 2    threes and sevens, more like their class
+  python demos/mnist.py --minutes 12                              a network of your own
+  python demos/mnist.py --resume                                  go on with a run that was stopped
+  python demos/mnist.py --backend cupy --minutes 5                on a GPU"""
+
+
+def parse(description: str | None, argv: list[str] | None = None) -> argparse.Namespace:
+    """The run's settings from the command line, filled in and checked. UserError, or exit status 2, for anything wrong."""
+    parser = cli.Parser((description or "").split("\n")[0], EXAMPLES)
+    group = parser.add_argument_group("data and process")
+    group.add_argument("--data-dir", type=Path, metavar="DIR", help="folder of MNIST's four files; default: see $NPDIFF_DATA in README.md")
+    group.add_argument("--T", type=cli.whole(1, 100_000), metavar="N", help="steps of the chain; default 1000")
+    group = parser.add_argument_group("training")
+    group.add_argument("--predict", type=cli.one_of("eps", "v"), help="what the network puts out: eps or v; default v")
+    group.add_argument("--minutes", type=cli.number(0, 10_000), metavar="X", help="train for about so long; default 12, on a GPU 5")
+    group.add_argument("--steps", type=cli.whole(1), metavar="N", help="steps of Adam, in the place of minutes")
+    group.add_argument("--batch", type=cli.whole(1, 10**5), metavar="N", help="images a step; default 64, on a GPU 256")
+    group.add_argument("--lr", type=cli.number(0, 1), metavar="X", help="peak of the learning rate; default 0.003")
+    group = cli.add_sampling_flags(parser, sampler="ddim")
+    group.add_argument("--guidance", type=cli.number(-1e-9, 100), metavar="W", help="(1 + W) eps_cond - W eps_uncond; default 0.5")
+    group.add_argument("--digits", metavar="0123", help="the classes to draw; default all ten")
+    group.add_argument("--samples", type=cli.whole(1, 10**6), metavar="N", help="digits to draw; default 1000")
+    group.add_argument("--weights", type=Path, metavar="FILE", help="a run's weights.npz to sample from; default: DIR's, else the shipped")
+    cli.add_run_flags(parser, out="out/mnist")
+    default_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    parser.add_argument("--threads", type=cli.whole(1, 1024), default=default_threads, metavar="N", help=f"default {default_threads}")
+
+    args = parser.parse_args(argv)
+    args.checkpoint = args.out / "checkpoint.npz"
+    if args.weights and not args.sample_only:
+        raise UserError("--weights: these are for --sample-only; training starts anew, or goes on with --resume")
+    args.settings = cli.settings(args, DEFAULTS, SMOKE, FREE, kept_settings(args))
+    for name, value in args.settings.items():
+        setattr(args, name, value)
+    if not args.digits or set(args.digits) - set("0123456789"):
+        raise UserError(f"--digits {args.digits}: one or more of 0123456789 are needed")
+    cli.check_sampling(args)
+    return args
+
+
+def kept_settings(args: argparse.Namespace) -> dict[str, Any] | None:
+    """The settings of the run to go on with, or to sample from; also sets args.weights, None for the checkpoint in DIR."""
+    if args.resume or (args.sample_only and not args.weights and args.checkpoint.exists()):
+        return checkpoint.read_settings(args.checkpoint)
+    if not args.sample_only:
+        return None
+    args.weights = args.weights or SHIPPED_WEIGHTS
+    return read_weights(args.weights)[1]
+
+
+def read_weights(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
+    """theta, and the settings of the run that made it. UserError where the file is missing or damaged."""
+    try:
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
+            return file["theta"].astype(np.float32), json.loads(str(file["settings"]))
+    except Exception as error:  # whatever zipfile, zlib, NumPy and json make of a damaged file
+        raise UserError(f"{path}: missing, or not the weights of a run of demos/mnist.py") from error
+
+
+def preset(args: argparse.Namespace, xp: Any) -> None:
+    """Fill in what depends on the backend."""
+    for name, value in PRESETS[xp.__name__].items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+            args.settings[name] = value
+
+
+def draw_digits(digits: mnist.Digits, label_dropout: float) -> Callable[[int, np.random.Generator], tuple[np.ndarray, dict[str, Any]]]:
+    """sample(n, rng) -> x_0, {"label": ...}: training digits, a part of them without their label, so that both can be predicted."""
+    no_class = 10
+
+    def sample(n: int, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, Any]]:
+        rows = rng.integers(len(digits.train_x), size=n)
+        label = np.where(rng.random(n) < label_dropout, no_class, digits.train_label[rows].astype(np.int64))
+        return mnist.to_model(digits.train_x[rows]), {"label": label}
+
+    return sample
+
+
+class Report:
+    """All that a run prints, draws and writes: opened before training, shown every step of the sampler, written at the end."""
+
+    def __init__(self, args: argparse.Namespace, digits: mnist.Digits, schedule: Schedule, rng: np.random.Generator, xp: Any) -> None:
+        self.args, self.digits, self.schedule, self.rng, self.xp = args, digits, schedule, rng, xp
+        self.started = time.monotonic()
+        self.way_back: dict[int, np.ndarray] = {}  # ten digits at about forty t on the sampler's way
+        self.metrics: dict[str, Any] = {"npdiff": __version__, "settings": args.settings, "backend": xp.__name__}
+        self.pieces = Pieces(PIECE, args.threads)
+        self.gradient = self.pieces.gradient if xp is np else train.gradient
+        cli.own_folder(args.out)
+        print(digits.note)
+        state = judge.terminal_state(
+            lambda n, rng: mnist.to_model(digits.train_x[rng.integers(len(digits.train_x), size=n)]), schedule, rng
+        )
+        self.metrics |= state
+        words = f"predict {args.predict}, schedule cosine, T {args.T}, width {args.width}, batch {args.batch}"
+        print(f"{words}; {xp.__name__}, seed {args.seed}; writes to {args.out}")
+        judge.say_terminal_state(state)
+        if args.steps is not None and not args.sample_only:
+            print(f"{args.steps} steps")
+
+    def load(self, state: train.State, rng: np.random.Generator) -> None:
+        """The checkpoint in DIR, or the weights of a file, into the state."""
+        if self.args.weights is None:
+            return checkpoint.load(self.args.checkpoint, state, rng)
+        theta, _ = read_weights(self.args.weights)
+        if theta.shape != state.ema.shape:
+            raise UserError(f"{self.args.weights}: holds {theta.size} parameters and this network has {state.ema.size}")
+        state.ema[...] = self.xp.asarray(theta)
+        print(f"weights from {self.args.weights}")
+
+    def say_steps(self) -> None:
+        """Keep the number of steps that the budget allows among the settings, so that a resumed run has the same."""
+        self.args.settings["steps"] = self.args.steps
+        print(f"{self.args.steps} steps fit into {self.args.minutes:g} minutes")
+
+    def labels(self) -> np.ndarray:
+        """The classes to draw, in the training set's proportions."""
+        return digit_metrics.labels_in_proportion(self.digits.train_label, self.args.samples, map(int, self.args.digits))
+
+    def predictor(self, params: Tree, label: np.ndarray, guidance: float | None = None) -> Predictor:
+        """predict_eps(x_t, t) for digits of these labels, in pieces: on NumPy for the threads, on CuPy for the memory."""
+        w = self.args.guidance if guidance is None else guidance
+
+        def make(label: np.ndarray) -> Predictor:
+            return predictor(unet, params, self.schedule, self.args.predict, guidance=w, label=label)
+
+        pieces = self.pieces if self.xp is np else Pieces(LARGEST_PIECE, 1)
+        return pieces.predictor(make, label=label)
+
+    def see(self, step: Step) -> None:
+        """Keep ten digits, one a class where all ten are drawn, at about forty t on the way back, for the pictures."""
+        rows = np.linspace(0, len(step.x_t) - 1, 10).round().astype(int)
+        if not self.way_back:
+            self.way_back[step.t] = mnist.to_pixels(step.x_t)[rows]
+        if step.t_prev <= min(self.way_back) - self.schedule.T / 40 or step.t_prev == 0:
+            self.way_back[step.t_prev] = mnist.to_pixels(step.x_prev)[rows]
+
+    def write(self, params: Tree, samples: Any, labels: np.ndarray) -> None:
+        """Judge the network and its digits, print the figures, draw the pictures, write weights, metrics and samples."""
+        out = self.args.out
+        if not np.isfinite(to_numpy(samples)).all():
+            raise UserError("the samples are not finite: training diverged; try a smaller --lr")
+        x = mnist.to_pixels(samples)
+        files.write_npz(out / "samples.npz", x=x, label=labels)
+        if self.args.weights is None:
+            theta = to_numpy(flatten(params)).astype(np.float16)
+            files.write_npz(out / "weights.npz", theta=theta, settings=np.array(json.dumps(self.args.settings)))
+        curve = self._judge_losses(params)
+        self._judge_samples(x, labels)
+        self.metrics["seconds"] = round(time.monotonic() - self.started, 1)
+        cli.write_metrics(out / "metrics.json", self.metrics)
+        self._draw(x, labels, curve)
+        print(f"done in {progress.duration(time.monotonic() - self.started)}; pictures, samples.npz and metrics.json are in {out}")
+
+    def _judge_losses(self, params: Tree) -> list[dict[str, float]]:
+        """L_simple, a pixel, of test digits with their labels: at about a dozen t, and averaged over all t."""
+        n = 12 if self.args.smoke else 256
+        rows = self.rng.integers(len(self.digits.test_x), size=n)
+        x_0, label = mnist.to_model(self.digits.test_x[rows]), self.digits.test_label[rows].astype(np.int64)
+        predict_eps = self.predictor(params, label, guidance=0.0)
+
+        def loss(t: int | np.ndarray) -> float:
+            eps = self.rng.standard_normal(x_0.shape, dtype=np.float32)
+            eps_hat = to_numpy(predict_eps(self.xp.asarray(q_sample(x_0, t, eps, self.schedule)), t))
+            return float(((eps_hat - eps) ** 2).mean())
+
+        curve = [{"t": t, "loss": loss(t)} for t in judge.spread_over_t(self.schedule.T, 14)]
+        evenly = 1 + np.arange(n) * self.schedule.T // n
+        self.metrics |= {"loss": float(np.mean([loss(evenly) for _ in range(4)])), "loss_at_t": curve}
+        print(f"loss on test digits, a pixel, averaged over t: {self.metrics['loss']:.5f}")
+        return curve
+
+    def _judge_samples(self, x: np.ndarray, labels: np.ndarray) -> None:
+        if len(x) < 2:
+            return
+        judging = classifier.load_or_train(self.digits, 5 if self.args.smoke else classifier.STEPS, xp=self.xp)
+        q = quality(x, labels, judging, self.digits, self.rng)
+        self.metrics |= q
+        print(f"the classifier that judges finds {q['class_agreement_real']:.2%} of the test digits")
+        print(f"\n{len(x):,} digits by {self.args.sampler}, {self.args.sampling_steps} steps, guidance {self.args.guidance:g}")
+        real = f"{q['frechet_distance_real']:.3f} +- {q['frechet_distance_real_std']:.3f}"
+        print(f"Frechet distance to the test set   {q['frechet_distance']:8.3f}   (as many training digits {real})")
+        print(f"agreement of class and label       {q['class_agreement']:8.4f}   (test digits {q['class_agreement_real']:.4f})")
+        print(f"largest error of the class shares  {q['class_histogram_error']:8.4f}")
+        real = f"test digits {q['nearest_distance_real']:.3f}, ratio {q['nearest_distance'] / q['nearest_distance_real']:.3f}"
+        print(f"distance to the nearest training digit {q['nearest_distance']:.3f}   ({real})")
+
+    def _draw(self, x: np.ndarray, labels: np.ndarray, curve: list[dict[str, float]]) -> None:
+        out, T = self.args.out, self.schedule.T
+        ts = [0, *(max(1, round(T * share)) for share in (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0))]
+        x_0 = mnist.to_model(self.digits.test_x[:1])
+        noised = [q_sample(x_0, t, self.rng.standard_normal(x_0.shape, dtype=np.float32), self.schedule) if t else x_0 for t in ts]
+        draw.strip(out / "dissolving.png", mnist.to_pixels(np.concatenate(noised)), [f"t={t}" for t in ts])
+
+        kept = list(self.way_back)
+        rows = [min(kept, key=lambda t: abs(t - T * share)) for share in (1, 0.8, 0.6, 0.4, 0.3, 0.2, 0.1, 0.0)]
+        draw.grid(out / "appearing.png", np.concatenate([self.way_back[t] for t in rows]), 10, row_labels=[f"t = {t}" for t in rows])
+        if self.args.gif:
+            draw.animation_images(out / "appearing.gif", list(self.way_back.values()), kept, columns=5)
+
+        shown = [np.flatnonzero(labels == c)[:10] for c in np.unique(labels)]
+        fewest = min(map(len, shown))
+        draw.grid(out / "samples.png", x[np.concatenate([rows[:fewest] for rows in shown])], fewest)
+        some = np.linspace(0, len(x) - 1, min(10, len(x))).round().astype(int)
+        nearest = self.digits.train_x[digit_metrics.nearest(x[some], self.digits.train_x)[1]]
+        draw.grid(out / "nearest.png", np.concatenate([x[some], nearest]), len(some), row_labels=["drawn", "nearest in training"])
+        draw.loss_over_t(out / "loss_over_t.png", np.array([r["t"] for r in curve]), np.array([r["loss"] for r in curve]))
+
+
+def quality(x: np.ndarray, label: np.ndarray, judging: Tree, digits: mnist.Digits, rng: np.random.Generator) -> dict[str, float]:
+    """Drawn digits (N, 28, 28), uint8, with the labels (N,) that they were drawn for, each figure beside that of real digits.
+
+    frechet_distance         to the test set, in the classifier's features; _real: of as many training digits, mean and _std
+    class_agreement          share of them that the classifier takes for their label; _real: of the test digits, its accuracy
+    class_histogram_error    largest difference between the shares of the classes found and those of the training set
+    nearest_distance         mean distance to the nearest training digit; _real: of as many test digits
+    """
+    of_train, of_test = np.isin(digits.train_label, label), np.isin(digits.test_label, label)
+    train_x, test_x = digits.train_x[of_train], digits.test_x[of_test]
+    test_features, n = classifier.features(judging, test_x), min(len(x), len(train_x))
+    floor, floor_std = digit_metrics.frechet_floor(classifier.features(judging, train_x), test_features, n, rng)
+    found = classifier.predicted(judging, x)
+    return {
+        "frechet_distance": digit_metrics.frechet(classifier.features(judging, x), test_features),
+        "frechet_distance_real": floor,
+        "frechet_distance_real_std": floor_std,
+        "class_agreement": float((found == label).mean()),
+        "class_agreement_real": float((classifier.predicted(judging, test_x) == digits.test_label[of_test]).mean()),
+        "class_histogram_error": digit_metrics.histogram_error(found, digits.train_label[of_train]),
+        "nearest_distance": float(digit_metrics.nearest(x, train_x)[0].mean()),
+        "nearest_distance_real": float(digit_metrics.nearest(test_x[: len(x)], train_x)[0].mean()),
+    }

@@ -1,0 +1,195 @@
+"""MNIST, the handwritten digits of LeCun, Cortes and Burges: found on this machine, or downloaded, or the 5,000 that a demo ships.
+
+A file counts as MNIST's only where the SHA-256 of its decompressed bytes is the published one. One that is found and is
+wrong is refused and left as it is.
+"""
+
+import gzip
+import hashlib
+import http.client
+import io
+import os
+import urllib.request
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from npdiff.backend import Array, to_numpy
+from npdiff.kit.errors import UserError
+from npdiff.kit.files import in_one_move
+from npdiff.kit.progress import Line
+
+SHA256 = {  # of the decompressed bytes
+    "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+    "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+    "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+}
+SHIPPED_SHA256 = "1608be5e0f4d15b3d75c9a31b0f125edf28b198d644d1560b6f12ba9d85978d7"  # of demos/mnist_5000.npz
+SHIPPED_TEST = 50  # digits of each class, the last of the shipped ones: kept aside as test digits
+MIRRORS = ("https://ossci-datasets.s3.amazonaws.com/mnist/", "https://storage.googleapis.com/cvdf-datasets/mnist/")
+TIMEOUT = 20.0  # seconds without an answer, or without a further byte
+
+
+@dataclass
+class Digits:
+    """Images of shape (N, 28, 28), uint8, 0 the background and 255 ink, with labels of shape (N,), int64.
+
+    note      a line to print: where the digits are from
+    folder    where what is made of them may be kept
+    """
+
+    train_x: np.ndarray
+    train_label: np.ndarray
+    test_x: np.ndarray
+    test_label: np.ndarray
+    note: str
+    folder: Path
+
+
+class Unobtainable(Exception):
+    """A file can be neither downloaded nor kept; the message says why."""
+
+
+def to_model(x: np.ndarray) -> np.ndarray:  # (N, H, W) uint8 -> (N, H, W, 1) float32 in [-1, 1]
+    """Pixels as a network takes them: x / 127.5 - 1."""
+    return (x.astype(np.float32) / np.float32(127.5) - 1)[..., None]
+
+
+def to_pixels(x: Array) -> np.ndarray:  # (N, H, W, 1) float -> (N, H, W) uint8, on the host
+    """The inverse of `to_model`: 127.5 (x + 1), rounded, and clipped to 0..255, which a sampler's output may leave. x is finite."""
+    return np.clip(np.rint(127.5 * (to_numpy(x)[..., 0] + 1)), 0, 255).astype(np.uint8)
+
+
+def digits(data_dir: Path | None, shipped: Path) -> Digits:
+    """All 70,000 digits from data_dir; or without one from `look_up_order`, or downloaded; or else the 5,000 of the file `shipped`.
+
+    Raises
+    ------
+    UserError
+        For a file that is found and is not MNIST's, and for a data_dir without the four files.
+    """
+    folders = look_up_order() if data_dir is None else [data_dir]
+    found = {name: path for name in SHA256 if (path := find(name, folders))}
+    if data_dir is not None and len(found) < len(SHA256):
+        raise UserError(f"--data-dir {data_dir}: needs {', '.join(SHA256)}, with .gz or without; leave the flag out to download them")
+    raw = {name: read(path) for name, path in found.items()}
+    missing = [name for name in SHA256 if name not in raw]
+    try:
+        raw |= {name: download(name, cache_folder()) for name in missing}
+    except Unobtainable as error:
+        return from_shipped(shipped, f"{missing[0]} is not in {' or '.join(map(str, folders))}, and {error}")
+    place = cache_folder() if missing else found["train-images-idx3-ubyte"].parent
+    note = f"MNIST: 60,000 training and 10,000 test digits from {place}"
+    folder = place if os.access(place, os.W_OK) else cache_folder()
+    train_x, train_label, test_x, test_label = (raw[name] for name in SHA256)
+    return Digits(images(train_x), labels(train_label), images(test_x), labels(test_label), note, folder)
+
+
+def images(raw: bytes) -> np.ndarray:
+    return np.frombuffer(raw, np.uint8, offset=16).reshape(-1, 28, 28)
+
+
+def labels(raw: bytes) -> np.ndarray:
+    return np.frombuffer(raw, np.uint8, offset=8).astype(np.int64)
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept: $XDG_CACHE_HOME/npdiff, or ~/.cache/npdiff."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "npdiff"
+
+
+def look_up_order() -> list[Path]:
+    """The folders to look in: $NPDIFF_DATA, $XDG_CACHE_HOME/npdiff, ~/.cache/npdiff."""
+    named = os.environ.get("NPDIFF_DATA")
+    return list(dict.fromkeys([*([Path(named)] if named else []), cache_folder(), Path(os.path.expanduser("~/.cache/npdiff"))]))
+
+
+def find(name: str, folders: list[Path]) -> Path | None:
+    """The first of folder/name and folder/name.gz that is there."""
+    return next((path for folder in folders for path in (folder / name, folder / f"{name}.gz") if os.path.exists(path)), None)
+
+
+def read(path: Path) -> bytes:
+    """The decompressed bytes of one of the four files. UserError, naming it, where they are not the published ones."""
+    try:
+        return checked(path.name.removesuffix(".gz"), path.read_bytes(), compressed=path.suffix == ".gz")
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; it is left as it is: remove it, or put a whole one in its place") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({reason(error)}); make it readable, or move it away") from error
+
+
+def checked(name: str, data: bytes, compressed: bool) -> bytes:
+    """The decompressed bytes. ValueError where they are not those of MNIST's file of that name."""
+    try:
+        raw = gzip.decompress(data) if compressed else data
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError("damaged or truncated") from error
+    if hashlib.sha256(raw).hexdigest() != SHA256[name]:
+        raise ValueError(f"not MNIST's {name}, or damaged or truncated")
+    return raw
+
+
+def download(name: str, folder: Path) -> bytes:
+    """The decompressed bytes of a file that comes into `folder` in one move when it has been checked. Unobtainable where that fails."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with in_one_move(folder / f"{name}.gz") as temporary, open(temporary, "wb") as file:
+            data, raw = from_a_mirror(name)
+            file.write(data)
+    except OSError as error:
+        raise Unobtainable(f"{folder} cannot be written to ({reason(error)})") from error
+    return raw
+
+
+def from_a_mirror(name: str) -> tuple[bytes, bytes]:
+    """The file as sent and its decompressed bytes, from the first mirror that has it. Unobtainable, with each one's reason, if none has."""
+    problems = []
+    for mirror in MIRRORS:
+        line = Line()
+        try:
+            data = fetch(f"{mirror}{name}.gz", line)
+            return data, checked(name, data, compressed=True)
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            problems.append(f"{mirror} {reason(error)}")
+            line.show(f"no download of {name} from {problems[-1]}", last=True)
+    raise Unobtainable(f"it cannot be downloaded ({'; '.join(problems)})")
+
+
+def fetch(url: str, line: Line) -> bytes:
+    """What the address holds."""
+    data = bytearray()
+    line.show(f"downloading {url}")
+    with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:
+        while piece := answer.read(2**16):
+            data += piece
+            if line.due():
+                line.show(f"downloading {url}   {len(data) / 1e6:.1f} MB")
+    line.show(f"downloaded {url}   {len(data) / 1e6:.1f} MB", last=True)
+    return bytes(data)
+
+
+def reason(error: Exception) -> str:
+    """What went wrong, in a few words on one line."""
+    cause = getattr(error, "reason", error)  # a URLError has a reason, often an OSError
+    return (str(getattr(cause, "strerror", None) or cause).strip() or type(cause).__name__).splitlines()[0]
+
+
+def from_shipped(shipped: Path, why: str) -> Digits:
+    """The digits that a demo ships, the last SHIPPED_TEST of each class as test digits. UserError where the file is not the shipped one."""
+    by_hand = f"for all 70,000 put {', '.join(f'{name}.gz' for name in SHA256)} into {cache_folder()}, or name their --data-dir"
+    try:
+        data = shipped.read_bytes()
+    except OSError as error:
+        raise UserError(f"{shipped}: cannot be read ({reason(error)}), and {why}; {by_hand}") from error
+    if hashlib.sha256(data).hexdigest() != SHIPPED_SHA256:
+        raise UserError(f"{shipped}: not the file that is shipped, or damaged, and {why}; {by_hand}")
+    with np.load(io.BytesIO(data)) as file:
+        x, label = file["x"], file["label"].astype(np.int64)
+    test = np.zeros(len(label), bool)
+    test[np.concatenate([np.flatnonzero(label == c)[-SHIPPED_TEST:] for c in range(10)])] = True
+    note = f"MNIST: the {len(x):,} shipped digits, the last {SHIPPED_TEST} of each class kept aside as test, since {why}; {by_hand}"
+    return Digits(x[~test], label[~test], x[test], label[test], note, cache_folder())

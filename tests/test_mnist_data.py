@@ -1,0 +1,351 @@
+import errno
+import gzip
+import hashlib
+import io
+import os
+import urllib.error
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from npdiff.kit import mnist
+from npdiff.kit.errors import UserError
+
+SHIPPED = Path(__file__).parents[1] / "demos" / "mnist_5000.npz"
+NAMES = list(mnist.SHA256)
+IMAGES = NAMES[0]
+
+
+def idx(magic: int, values: np.ndarray) -> bytes:
+    """The format of the four files: a magic number, the sizes and the values."""
+    return np.array([magic, *values.shape], ">u4").tobytes() + values.tobytes()
+
+
+RNG = np.random.default_rng(0)
+TRAIN_X, TEST_X = (RNG.integers(256, size=(n, 28, 28), dtype=np.uint8) for n in (6, 3))
+TRAIN_LABEL, TEST_LABEL = (RNG.integers(10, size=n, dtype=np.uint8) for n in (6, 3))
+RAW = dict(zip(NAMES, [idx(2051, TRAIN_X), idx(2049, TRAIN_LABEL), idx(2051, TEST_X), idx(2049, TEST_LABEL)], strict=True))
+GZ = {name: gzip.compress(raw) for name, raw in RAW.items()}
+
+
+class Mirrors:
+    """In place of urlopen: each address answers with bytes, or raises what it is given, or says that it is unknown."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, bytes | BaseException | io.BytesIO] = {}
+        self.asked: list[str] = []
+
+    def put(self, mirror: int, contents: dict[str, bytes]) -> None:
+        self.answers |= {f"{mnist.MIRRORS[mirror]}{name}.gz": data for name, data in contents.items()}
+
+    def urlopen(self, url: str, timeout: float) -> io.BytesIO:
+        assert timeout == 20
+        self.asked.append(url)
+        answer = self.answers.get(url, urllib.error.URLError(OSError(errno.ENETUNREACH, "Network is unreachable")))
+        if isinstance(answer, BaseException):
+            raise answer
+        return io.BytesIO(answer) if isinstance(answer, bytes) else answer
+
+
+@pytest.fixture(autouse=True)
+def mirrors(tmp_path, monkeypatch):
+    """A home of its own, the hashes of the small files, and mirrors that cannot be reached until a test fills them."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("NPDIFF_DATA", raising=False)
+    monkeypatch.setattr(mnist, "SHA256", {name: hashlib.sha256(raw).hexdigest() for name, raw in RAW.items()})
+    mirrors = Mirrors()
+    monkeypatch.setattr(mnist.urllib.request, "urlopen", mirrors.urlopen)
+    return mirrors
+
+
+def place(folder: Path, compressed: bool = True, names: list[str] = NAMES) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / f"{name}.gz").write_bytes(GZ[name]) if compressed else (folder / name).write_bytes(RAW[name])
+    return folder
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+
+def assert_all(digits: mnist.Digits) -> None:
+    assert np.array_equal(digits.train_x, TRAIN_X) and np.array_equal(digits.test_x, TEST_X)
+    assert np.array_equal(digits.train_label, TRAIN_LABEL) and np.array_equal(digits.test_label, TEST_LABEL)
+    assert digits.train_x.dtype == np.uint8 and digits.train_label.dtype == digits.test_label.dtype == np.int64
+
+
+def assert_shipped(digits: mnist.Digits, *reasons: str) -> None:
+    """The shipped digits, and a note of one line with the reasons and with what to do."""
+    assert digits.train_x.shape == (4500, 28, 28) and digits.test_x.shape == (500, 28, 28)
+    assert "\n" not in digits.note and "5,000 shipped digits" in digits.note and "last 50 of each class" in digits.note
+    for words in (*reasons, *NAMES, str(mnist.cache_folder()), "--data-dir"):
+        assert words in digits.note
+    assert digits.folder == mnist.cache_folder()
+
+
+def refusal(data_dir: Path | None) -> str:
+    with pytest.raises(UserError) as refused:
+        mnist.digits(data_dir, SHIPPED)
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+@pytest.mark.parametrize("where", ["data_dir", "$NPDIFF_DATA", "$XDG_CACHE_HOME", "~/.cache"])
+def test_the_files_are_found_in_each_place_compressed_or_not(tmp_path, monkeypatch, mirrors, where, compressed):
+    places = {"$XDG_CACHE_HOME": tmp_path / "cache/npdiff", "~/.cache": tmp_path / "home/.cache/npdiff"}
+    folder = place(places.get(where, tmp_path / "own"), compressed)
+    if where == "$NPDIFF_DATA":
+        monkeypatch.setenv("NPDIFF_DATA", str(folder))
+    digits = mnist.digits(folder if where == "data_dir" else None, SHIPPED)
+    assert_all(digits)
+    assert digits.folder == folder and str(folder) in digits.note and not mirrors.asked
+
+
+def test_an_earlier_place_is_taken_before_a_later_one(tmp_path, monkeypatch):
+    given, named, cache, home = (place(tmp_path / name) for name in ("given", "named", "cache/npdiff", "home/.cache/npdiff"))
+    monkeypatch.setenv("NPDIFF_DATA", str(named))
+    assert mnist.digits(given, SHIPPED).folder == given
+    for folder in (named, cache, home):
+        assert mnist.digits(None, SHIPPED).folder == folder
+        for name in NAMES:
+            (folder / f"{name}.gz").unlink()
+    assert_shipped(mnist.digits(None, SHIPPED), str(named), str(cache), str(home))
+
+
+def test_without_xdg_cache_home_the_cache_is_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    assert mnist.look_up_order() == [tmp_path / "home/.cache/npdiff"] == [mnist.cache_folder()]
+
+
+FLIPPED = {len(RAW[IMAGES]) // 2: 1, 0: 1, 3: 2}  # a pixel, and two bytes of the magic number
+
+
+@pytest.mark.parametrize(
+    "name, data",
+    [
+        *((f"{IMAGES}.gz", GZ[IMAGES][:length]) for length in (0, 1, 5, 12, len(GZ[IMAGES]) // 2, len(GZ[IMAGES]) - 1)),
+        *((f"{IMAGES}.gz", bytes(b ^ (i == at) for i, b in enumerate(GZ[IMAGES]))) for at in (0, 2, 500, len(GZ[IMAGES]) - 6)),
+        *((IMAGES, bytes(b ^ (flip if i == at else 0) for i, b in enumerate(RAW[IMAGES]))) for at, flip in FLIPPED.items()),
+        (IMAGES, b""),
+        (IMAGES, RAW[IMAGES][:-1]),
+        (f"{IMAGES}.gz", GZ[NAMES[2]]),
+        (f"{IMAGES}.gz", GZ[IMAGES] + b"more"),
+        (f"{IMAGES}.gz", b"<html>404</html>"),
+    ],
+)
+@pytest.mark.parametrize("given", [True, False])
+def test_a_wrong_file_is_refused_by_name_and_left_as_it_is(tmp_path, mirrors, name, data, given):
+    folder = place(tmp_path / "cache/npdiff", names=NAMES[1:])
+    (folder / name).write_bytes(data)
+    before = files(folder)
+    message = refusal(folder if given else None)
+    assert str(folder / name) in message and "remove it" in message
+    assert (folder / name).read_bytes() == data and files(folder) == before and not mirrors.asked
+
+
+def test_a_wrong_file_is_refused_before_the_missing_ones_are_downloaded(tmp_path, mirrors):
+    (place(tmp_path / "cache/npdiff", names=[]) / IMAGES).write_bytes(b"wrong")
+    assert IMAGES in refusal(None) and not mirrors.asked
+
+
+def test_a_folder_in_the_place_of_a_file_is_refused(tmp_path):
+    (place(tmp_path / "own", names=NAMES[1:]) / IMAGES).mkdir()
+    assert str(tmp_path / "own" / IMAGES) in refusal(tmp_path / "own")
+
+
+@pytest.mark.parametrize("present", [0, 3])
+def test_a_data_dir_that_lacks_files_is_refused_with_the_four_names(tmp_path, mirrors, present):
+    place(tmp_path / "cache/npdiff")  # not taken: the user named another folder
+    place(tmp_path / "own", names=NAMES[:present])
+    message = refusal(tmp_path / "own")
+    assert all(words in message for words in (str(tmp_path / "own"), *NAMES)) and not mirrors.asked
+    assert "no_such" in refusal(tmp_path / "no_such")
+
+
+def test_a_download_is_kept_and_found_the_next_time(tmp_path, mirrors, capsys):
+    mirrors.put(0, GZ)
+    digits = mnist.digits(None, SHIPPED)
+    assert_all(digits)
+    assert digits.folder == tmp_path / "cache/npdiff" and str(digits.folder) in digits.note
+    assert files(digits.folder) == sorted(f"{name}.gz" for name in NAMES) and len(mirrors.asked) == 4
+    assert capsys.readouterr().out.count("downloaded ") == 4
+    assert_all(mnist.digits(None, SHIPPED))
+    assert len(mirrors.asked) == 4
+
+
+def test_only_what_is_missing_is_downloaded(tmp_path, mirrors):
+    place(tmp_path / "cache/npdiff", names=NAMES[:2])
+    mirrors.put(0, GZ)
+    assert_all(mnist.digits(None, SHIPPED))
+    assert mirrors.asked == [f"{mnist.MIRRORS[0]}{name}.gz" for name in NAMES[2:]]
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        TimeoutError("timed out"),
+        urllib.error.URLError(TimeoutError("timed out")),
+        urllib.error.HTTPError(mnist.MIRRORS[0], 403, "Forbidden", None, None),
+        ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"),
+        mnist.http.client.IncompleteRead(b"", 5),
+        GZ[IMAGES][:-9],
+        b"<html>sign in</html>",
+    ],
+    ids=lambda first: type(first).__name__,
+)
+def test_where_the_first_mirror_fails_the_second_is_asked(mirrors, first):
+    mirrors.put(0, {IMAGES: first})
+    mirrors.put(1, GZ)
+    assert_all(mnist.digits(None, SHIPPED))
+    assert mirrors.asked[:2] == [f"{mirror}{IMAGES}.gz" for mirror in mnist.MIRRORS]
+
+
+def test_offline_the_shipped_digits_are_used_and_nothing_is_left_behind(tmp_path, mirrors, capsys):
+    digits = mnist.digits(None, SHIPPED)
+    assert_shipped(digits, "Network is unreachable", "ossci-datasets.s3.amazonaws.com", "storage.googleapis.com", IMAGES)
+    assert len(mirrors.asked) == 2 and files(tmp_path / "cache/npdiff") == []
+    assert "downloaded" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("answer, words", [(TimeoutError("timed out"), "timed out"), (b"", "not MNIST's"), (GZ[IMAGES][:-9], "truncated")])
+def test_mirrors_that_fail_leave_the_shipped_digits(tmp_path, mirrors, answer, words):
+    for mirror in (0, 1):
+        mirrors.put(mirror, {IMAGES: answer})
+    assert_shipped(mnist.digits(None, SHIPPED), words)
+    assert files(tmp_path / "cache/npdiff") == []
+
+
+class Breaks(io.BytesIO):
+    """An answer that ends in the middle, by an error or by the user's Ctrl-C."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(GZ[IMAGES][:100])
+        self.error = error
+
+    def read(self, size: int = -1) -> bytes:
+        piece = super().read(size)
+        if not piece:
+            raise self.error
+        return piece
+
+
+def test_an_interrupted_download_leaves_only_whole_files_behind(tmp_path, mirrors):
+    mirrors.put(0, {**GZ, NAMES[2]: Breaks(KeyboardInterrupt())})
+    with pytest.raises(KeyboardInterrupt):
+        mnist.digits(None, SHIPPED)
+    assert files(tmp_path / "cache/npdiff") == sorted(f"{name}.gz" for name in NAMES[:2])
+    mirrors.put(0, GZ)
+    assert_all(mnist.digits(None, SHIPPED))
+    assert len(mirrors.asked) == 5  # the first two are not asked for again
+
+
+def test_a_connection_that_breaks_in_the_middle_counts_as_a_failure(mirrors):
+    mirrors.put(0, {IMAGES: Breaks(TimeoutError("The read operation timed out"))})
+    mirrors.put(1, GZ)
+    assert_all(mnist.digits(None, SHIPPED))
+
+
+def failing_open(monkeypatch, error: OSError, on: str) -> None:
+    """Files that cannot be opened, or cannot be written to: the tests may run as a user whom permissions do not stop."""
+
+    @contextmanager
+    def full(path, mode):
+        with open(path, mode) as file:
+            file.write(b"the first piece")
+            yield file
+            raise error
+
+    def cannot(path, mode):
+        raise error
+
+    monkeypatch.setattr(mnist, "open", full if on == "write" else cannot, raising=False)
+
+
+@pytest.mark.parametrize("number, on", [(errno.EROFS, "open"), (errno.EACCES, "open"), (errno.ENOSPC, "write"), (errno.EDQUOT, "write")])
+def test_where_the_cache_cannot_be_written_to_the_shipped_digits_are_used(tmp_path, monkeypatch, mirrors, number, on):
+    mirrors.put(0, GZ)
+    failing_open(monkeypatch, OSError(number, os.strerror(number)), on)
+    assert_shipped(mnist.digits(None, SHIPPED), os.strerror(number), f"{tmp_path / 'cache/npdiff'} cannot be written to")
+    assert files(tmp_path / "cache/npdiff") == [] and len(mirrors.asked) == (on == "write")  # nothing is fetched in vain
+
+
+def test_a_cache_that_cannot_be_made_leaves_the_shipped_digits(tmp_path, mirrors):
+    (tmp_path / "cache").write_text("a file in the way")
+    mirrors.put(0, GZ)
+    assert_shipped(mnist.digits(None, SHIPPED), "cannot be written to")
+    assert not mirrors.asked and (tmp_path / "cache").read_text() == "a file in the way"
+
+
+def test_a_full_disk_loses_nothing_that_was_there(tmp_path, monkeypatch, mirrors):
+    folder = place(tmp_path / "cache/npdiff", names=NAMES[:3])
+    mirrors.put(0, GZ)
+    failing_open(monkeypatch, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "write")
+    assert_shipped(mnist.digits(None, SHIPPED), "No space left on device", NAMES[3])
+    assert files(folder) == sorted(f"{name}.gz" for name in NAMES[:3])
+
+
+def test_beside_a_read_only_data_dir_the_cache_folder_keeps_the_classifier(tmp_path, monkeypatch):
+    folder, access = place(tmp_path / "own"), os.access
+    monkeypatch.setattr(mnist.os, "access", lambda path, mode: path != folder and access(path, mode))
+    digits = mnist.digits(folder, SHIPPED)
+    assert_all(digits)
+    assert digits.folder == tmp_path / "cache/npdiff"
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="permissions do not stop this user")
+def test_a_folder_that_truly_is_read_only_falls_back_too(tmp_path, mirrors):
+    folder = place(tmp_path / "cache/npdiff", names=[])
+    folder.chmod(0o500)
+    mirrors.put(0, GZ)
+    assert_shipped(mnist.digits(None, SHIPPED), "Permission denied")
+
+
+def test_the_shipped_file_holds_500_of_each_class_and_has_its_hash():
+    assert hashlib.sha256(SHIPPED.read_bytes()).hexdigest() == mnist.SHIPPED_SHA256
+    with np.load(SHIPPED) as file:
+        x, label = file["x"], file["label"]
+    assert x.shape == (5000, 28, 28) and label.shape == (5000,) and x.dtype == label.dtype == np.uint8
+    assert (np.bincount(label) == 500).all() and x.min() == 0 and x.max() == 255
+
+
+def test_of_the_shipped_digits_the_last_50_of_each_class_are_the_test_set_and_no_other():
+    digits = mnist.digits(None, SHIPPED)
+    with np.load(SHIPPED) as file:
+        x, label = file["x"], file["label"]
+    assert digits.train_label.dtype == digits.test_label.dtype == np.int64
+    for c in range(10):
+        of_class = x[label == c]
+        assert np.array_equal(digits.train_x[digits.train_label == c], of_class[:450])
+        assert np.array_equal(digits.test_x[digits.test_label == c], of_class[450:])
+    assert list(digits.train_label[:10]) == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]  # the order of the file
+
+
+@pytest.mark.parametrize("damage", ["missing", "flipped", "truncated"])
+def test_a_damaged_shipped_file_is_refused_with_what_to_do(tmp_path, damage):
+    data = bytearray(SHIPPED.read_bytes())
+    data[len(data) // 2] ^= damage == "flipped"
+    if damage != "missing":
+        (tmp_path / "shipped.npz").write_bytes(data[:-1] if damage == "truncated" else data)
+    with pytest.raises(UserError) as refused:
+        mnist.digits(None, tmp_path / "shipped.npz")
+    message = str(refused.value)
+    assert "\n" not in message and all(words in message for words in (str(tmp_path / "shipped.npz"), "Network is unreachable", *NAMES))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_to_pixels_inverts_to_model_for_every_value(dtype):
+    x = np.arange(256, dtype=np.uint8).reshape(4, 8, 8)
+    y = mnist.to_model(x)
+    assert y.shape == (4, 8, 8, 1) and y.dtype == np.float32 and y.min() == -1 and y.max() == 1
+    back = mnist.to_pixels(y.astype(dtype))
+    assert back.dtype == np.uint8 and np.array_equal(back, x)
+
+
+def test_to_pixels_rounds_to_the_nearest_pixel_and_clips():
+    y = np.array([-7.0, -1.01, 1.01, 7.0, 100.4 / 127.5 - 1, 100.6 / 127.5 - 1]).reshape(1, 6, 1, 1)
+    assert mnist.to_pixels(y).ravel().tolist() == [0, 0, 255, 255, 100, 101]
