@@ -23,11 +23,12 @@ def entropy(var: Array) -> Array:
 
 
 def kl(mean_1: Array, var_1: Array, mean_2: Array, var_2: Array) -> Array:
-    """KL(N(mean_1, var_1) || N(mean_2, var_2)) = 1/2 [log(var_2 / var_1) + (var_1 + (mean_1 - mean_2)^2) / var_2 - 1].
+    """KL(N(mean_1, var_1) || N(mean_2, var_2)) = 1/2 [r - 1 - log r + (mean_1 - mean_2)^2 / var_2],  r = var_1 / var_2.
 
     In nats, for each coordinate.
     """
-    return 0.5 * (log(var_2) - log(var_1) + (var_1 + (mean_1 - mean_2) ** 2) / var_2 - 1)
+    r = var_1 / var_2
+    return 0.5 * (r - 1 - log(r) + (mean_1 - mean_2) ** 2 / var_2)
 
 
 def log_sum_exp(x: Array) -> Array:

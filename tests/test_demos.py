@@ -133,3 +133,36 @@ def test_help_is_grouped_and_ends_with_examples(tmp_path):
     done = run("--help", cwd=tmp_path)
     assert done.returncode == 0
     assert [word for word in ("data and process:", "training:", "sampling:", "the run:", "examples:") if word not in done.stdout] == []
+
+
+def test_mnist_smoke_run_with_the_shipped_digits_resumes_and_samples_from_shipped_weights(tmp_path):
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+        "HOME": str(tmp_path),
+        "NPDIFF_DATA": "",
+    }
+    environment |= {"https_proxy": "http://127.0.0.1:9", "OPENBLAS_NUM_THREADS": "1"}  # no mirror is reached
+
+    def mnist(*flags):
+        done = subprocess.run(command(*flags, demo="mnist"), cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0 and done.stderr == "", done.stderr
+        return done.stdout
+
+    assert "5,000 shipped digits" in mnist("--smoke", "--out", "o")
+    first = {name: np.load(tmp_path / "o" / "samples.npz")[name] for name in ("x", "label")}
+    assert first["x"].shape == (12, 28, 28) and first["x"].dtype == np.uint8 and len(first["label"]) == 12
+    mnist("--resume", "--out", "o", "--threads", 1)
+    assert np.array_equal(first["x"], np.load(tmp_path / "o" / "samples.npz")["x"])
+    out = mnist("--sample-only", "--smoke", "--samples", 4, "--digits", "37", "--sampling-steps", 2, "--out", "s", "--no-gif")
+    assert "mnist_weights.npz" in out and set(np.load(tmp_path / "s" / "samples.npz")["label"]) == {3, 7}
+
+
+@pytest.mark.parametrize("flags", [["--digits", "3x"], ["--guidance", "-1"], ["--minutes", "0"], ["--weights", "no.npz"], ["--data-dir", "no"],
+                                   ["--weights", "no.npz", "--sample-only"]], ids=" ".join)  # fmt: skip
+def test_mnist_refuses_bad_input_in_one_line(tmp_path, flags):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command(*flags, demo="mnist"), cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode in (1, 2) and done.stdout == "" and done.stderr.count("\n") == 1 and done.stderr.startswith("mnist.py: ")
+    assert not list(tmp_path.iterdir())

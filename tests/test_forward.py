@@ -359,3 +359,10 @@ def test_every_closed_form_agrees_with_40_digit_arithmetic(schedule):
         kl = (noise**2 + (signal * d_x_0) ** 2 - 1 - (noise**2).ln()) / 2
         error = abs(Decimal(prior_kl(x_0 * one, schedule).item()) - kl)
         assert error <= Decimal(16 * EPS) * (noise**2 + 1)
+
+
+def test_prior_kl_of_float32_data_keeps_its_digits_where_next_to_no_signal_is_left():
+    x_0 = np.random.default_rng(0).standard_normal((5, 3))
+    schedule = cosine(1000)
+    np.testing.assert_allclose(prior_kl(x_0.astype(np.float32), schedule), prior_kl(x_0, schedule), rtol=1e-5)
+    assert (prior_kl(x_0.astype(np.float32), schedule) > 0).all()

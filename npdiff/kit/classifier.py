@@ -162,6 +162,7 @@ def load(path: Path, key: str, steps: int) -> Tree | None:
 def keep(path: Path, key: str, steps: int, params: Tree) -> None:
     """Write the parameters in one move, or say in a line why not."""
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_npz(path, theta=flatten(params), key=np.array(key), steps=np.array(steps))
     except OSError as error:
         print(f"the classifier is not kept: {path} cannot be written ({error.strerror or error}); the next run trains it again")

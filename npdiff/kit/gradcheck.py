@@ -55,11 +55,10 @@ def check_pair(
     if set(grads) != set(params):
         raise ValueError(f"the backward pass gives gradients of {sorted(grads)}, the forward pass takes {sorted(params)}")
 
-    def loss(**changed: Array) -> Array:
-        arguments = {"x": x, **params, **changed}
-        return (forward(**arguments)[0] * grad_y).sum()
+    def loss(x: Array, **changed: Array) -> Array:
+        return (forward(x, **{**params, **changed})[0] * grad_y).sum()
 
-    errors = {"x": directional_error(lambda a: loss(x=a), x, grad_x, rng)}
+    errors = {"x": directional_error(loss, x, grad_x, rng)}
     for name, grad in grads.items():
-        errors[name] = directional_error(lambda a, name=name: loss(**{name: a}), params[name], grad, rng)  # type: ignore[misc]
+        errors[name] = directional_error(lambda a, name=name: loss(x, **{name: a}), params[name], grad, rng)  # type: ignore[misc]
     return errors

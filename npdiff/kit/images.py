@@ -46,8 +46,7 @@ EXAMPLES = """\
   python demos/mnist.py --backend cupy --minutes 5                on a GPU"""
 
 
-def parse(description: str | None, argv: list[str] | None = None) -> argparse.Namespace:
-    """The run's settings from the command line, filled in and checked. UserError, or exit status 2, for anything wrong."""
+def flags(description: str | None) -> cli.Parser:
     parser = cli.Parser((description or "").split("\n")[0], EXAMPLES)
     group = parser.add_argument_group("data and process")
     group.add_argument("--data-dir", type=Path, metavar="DIR", help="folder of MNIST's four files; default: see $NPDIFF_DATA in README.md")
@@ -66,8 +65,12 @@ def parse(description: str | None, argv: list[str] | None = None) -> argparse.Na
     cli.add_run_flags(parser, out="out/mnist")
     default_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     parser.add_argument("--threads", type=cli.whole(1, 1024), default=default_threads, metavar="N", help=f"default {default_threads}")
+    return parser
 
-    args = parser.parse_args(argv)
+
+def parse(description: str | None, argv: list[str] | None = None) -> argparse.Namespace:
+    """The run's settings from the command line, filled in and checked. UserError, or exit status 2, for anything wrong."""
+    args = flags(description).parse_args(argv)
     args.checkpoint = args.out / "checkpoint.npz"
     if args.weights and not args.sample_only:
         raise UserError("--weights: these are for --sample-only; training starts anew, or goes on with --resume")
