@@ -162,7 +162,7 @@ def test_mnist_smoke_run_with_the_shipped_digits_resumes_and_samples_from_shippe
 BAD_FOR_DIGITS = ["--digits 3x", "--guidance -1", "--minutes 0", "--weights no.npz", "--data-dir no", "--weights no.npz --sample-only"]
 
 
-@pytest.mark.parametrize("flags", map(str.split, BAD_FOR_DIGITS), ids=" ".join)
+@pytest.mark.parametrize("flags", [flags.split() for flags in BAD_FOR_DIGITS], ids=" ".join)
 def test_mnist_refuses_bad_input_in_one_line(tmp_path, flags):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command(*flags, demo="mnist"), cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
