@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 from conftest import normal_values, seeds
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from npdiff.kit.gradcheck import directional_error
@@ -19,6 +19,7 @@ def random_net(seed, dim=2, hidden=5, layers=2):
 
 
 @given(seeds, st.integers(1, 4), st.integers(1, 3), st.integers(1, 6), st.integers(0, 3))
+@example(3219, 1, 1, 1, 0)  # a slope along a random direction is small here by chance
 def test_backward_is_the_gradient_of_forward(seed, batch, dim, hidden, layers):
     params, rng = random_net(seed, dim, hidden, layers), np.random.default_rng(seed + 1)
     x, level = normal_values(seed + 2, batch, dim), 4 * normal_values(seed + 3, batch)
