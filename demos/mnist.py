@@ -54,6 +54,8 @@ def main(args: argparse.Namespace) -> None:
             pass
 
     # Sampling, with guidance towards the labels
+    if args.weights is None:
+        cli.say_trained(report.metrics, state.step, args.steps)
     labels = report.labels()
     predict_eps = report.predictor(state.ema_params, labels)
     x_T = standard_normal(sampling_rng, (args.samples, 28, 28, 1), like=state.theta)

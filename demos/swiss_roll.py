@@ -40,6 +40,7 @@ def main(args: argparse.Namespace) -> None:
         steps = checkpoint.keep(steps, args.checkpoint, state, training_rng, args.settings)
         for _ in progress.training(steps, state.step, args.steps, args.batch, report.floor):
             pass
+    cli.say_trained(report.metrics, state.step, args.steps)
     predict_eps = predictor(mlp, state.ema_params, chain, args.predict)
 
     # Sampling: Algorithm 2, or jumps along the same chain

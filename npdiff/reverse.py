@@ -31,7 +31,7 @@ def p_mean_from_eps(x_t: Array, t: Time, eps_hat: Array, schedule: Schedule) -> 
 
 
 def p_mean_from_x_0(x_t: Array, t: Time, x_0_hat: Array, schedule: Schedule) -> Array:
-    """mu_theta = the mean of q(x_{t-1} | x_t, x_0 = x_0_hat). Eq. (7) and (10), Ho et al. 2020, arXiv:2006.11239."""
+    """mu_theta = the mean of q(x_{t-1} | x_t, x_0 = x_0_hat). Eq. (7) and (11), Ho et al. 2020, arXiv:2006.11239."""
     mean, _ = q_posterior(x_0_hat, x_t, t, schedule)
     return mean
 

@@ -78,6 +78,8 @@ def variance_preserving(beta: np.ndarray) -> Schedule:
     if beta.ndim != 1 or not ((beta > 0) & (beta < 1)).all():
         raise ValueError("beta must be a row of T rates, each above 0 and below 1")
     alpha_bar = np.concatenate([[1.0], np.cumprod(1 - beta)])
+    if alpha_bar[-1] < 1e-300:
+        raise ValueError("alpha_bar underflows: nothing of x_0 is left long before the last step; take fewer steps, or smaller beta")
     return Schedule(np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar))
 
 

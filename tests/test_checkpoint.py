@@ -81,3 +81,16 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path):
         temporary.write_text("half")
         raise RuntimeError
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["x.txt"]
+
+
+@pytest.mark.parametrize(
+    "forged", [{"settings": "[1]"}, {"rng": "{}"}, {"step": [1, 2]}, {"step": -5}, {"step": "many"}, {"theta": [np.nan]}]
+)
+def test_a_forged_checkpoint_is_refused(tmp_path, forged):
+    path = tmp_path / "c.npz"
+    checkpoint.save(path, *fresh(), {})
+    with np.load(path) as file:
+        arrays = {**{name: file[name] for name in file}, **{name: np.array(value) for name, value in forged.items()}}
+    np.savez(path, **arrays)
+    with pytest.raises(UserError, match="damaged"):
+        checkpoint.load(path, *fresh())

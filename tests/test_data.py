@@ -69,6 +69,9 @@ BAD = {
     "junk.csv": bytes(range(256)) * 4,
     "junk.npy": bytes(range(256)) * 4,
     "line.csv": b"1,2\n1,3\n" * 20,
+    "gap.csv": b"1,,2\n" * 20,
+    "underscore.csv": b"1_0,2\n" * 20,
+    "huge.csv": b"1e200,2\n1,3\n" * 20,
     "few.csv": b"1,2\n3,5\n",
     "words.txt": b"1,2\n",
 }
@@ -100,3 +103,11 @@ def test_a_missing_file_a_folder_and_an_unknown_name_are_refused(tmp_path):
     for name in ("folder.csv", "missing.csv", "spiral"):
         with pytest.raises(UserError, match=name):
             data.points(str(tmp_path / name) if "." in name else name)
+
+
+def test_far_away_points_keep_their_digits(tmp_path):
+    x = np.random.default_rng(6).random((50, 2)) * 100 + [1.7e9, 0]
+    np.save(tmp_path / "p.npy", x)
+    points = data.points(str(tmp_path / "p.npy"))
+    back = points.to_user(points.sample(500, np.random.default_rng(7)))
+    assert back.dtype == np.float64 and len(np.unique(back[:, 0])) == 40

@@ -1,11 +1,15 @@
-import numpy as np
+import platform
+import sys
 
-from npdiff.kit.parallel import Pieces
+import numpy as np
+import pytest
+
+from npdiff.kit.parallel import Pieces, keep_freed_memory
 from npdiff.nn import mlp, unet
 from npdiff.nn.params import flatten, unflatten
 from npdiff.reverse import predictor
 from npdiff.schedule import cosine
-from npdiff.train import gradient
+from npdiff.train import gradient, start, train
 
 CHAIN = cosine(50)
 
@@ -40,3 +44,42 @@ def test_a_network_without_inputs_runs_in_pieces_too():
     params = mlp.init(np.random.default_rng(0))
     x = np.random.default_rng(1).standard_normal((10, 2), dtype=np.float32)
     assert np.array_equal(Pieces(4, 2).predictor(lambda: predictor(mlp, params, CHAIN))(x, 3), np.zeros_like(x))
+
+
+def test_the_pieces_are_every_row_once_whatever_the_size():
+    rows = np.arange(10)
+    for size in (1, 3, 5, 10, 64):
+        pieces = [rows[piece] for piece in Pieces(size, 1).cut(10)]
+        assert np.array_equal(np.concatenate(pieces), rows) and max(map(len, pieces)) == min(size, 10)
+
+
+def test_training_in_pieces_gives_the_same_theta_for_any_number_of_threads():
+    def trained(threads):
+        rng = np.random.default_rng(3)
+        state = start(mlp.init(rng))
+        sample = lambda n, rng: rng.standard_normal((n, 2), dtype=np.float32)  # noqa: E731
+        losses = [step.loss for step in train(mlp, state, sample, CHAIN, rng, 4, batch=10, gradient=Pieces(4, threads).gradient)]
+        return losses, state.theta
+
+    losses, theta = trained(1)
+    for threads in (2, 5):
+        assert trained(threads)[0] == losses and np.array_equal(trained(threads)[1], theta)
+
+
+def test_an_error_in_a_piece_reaches_the_caller():
+    params, x_0, t, eps, label = batch(6)
+    label[5] = 11
+    with pytest.raises(ValueError, match="label"):
+        Pieces(2, 2).gradient(unet, params, x_0, t, eps, CHAIN, label=label)
+
+
+@pytest.mark.skipif(sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="glibc's allocator is meant")
+def test_kept_memory_is_not_cleared_by_the_kernel_again():
+    import resource
+
+    keep_freed_memory()
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        arrays = [np.ones(1 << 20, np.uint8) for _ in range(8)]  # 2,048 pages: without it, 40,960 page faults in all
+        del arrays
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults < 10_000

@@ -65,7 +65,10 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     try:
         with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {name: file[name] for name in ("step", "rng", "settings", *VECTORS)}
-        json.loads(str(arrays["rng"])), json.loads(str(arrays["settings"]))
+        np.random.default_rng(0).bit_generator.state = json.loads(str(arrays["rng"]))
+        sound = isinstance(json.loads(str(arrays["settings"])), dict) and arrays["step"].shape == () and int(arrays["step"]) >= 0
+        if not sound or not all(arrays[name].dtype == np.float32 and np.isfinite(arrays[name]).all() for name in VECTORS):
+            raise ValueError
     except Exception as error:  # whatever zipfile, zlib, NumPy and json make of a damaged file
         raise UserError(f"{path}: damaged, or not a checkpoint of npdiff; start again without --resume, or into another --out") from error
     return arrays

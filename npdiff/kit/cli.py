@@ -4,6 +4,7 @@ import argparse
 import json
 import math
 import os
+import shlex
 import sys
 import tempfile
 from collections.abc import Callable
@@ -71,6 +72,20 @@ def one_of(*names: str) -> Callable[[str], str]:
     return parse
 
 
+def folder(text: str) -> Path:
+    """A type for argparse: a folder's name."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the name of a folder is needed, got nothing")
+    return Path(text)
+
+
+def say_trained(metrics: dict[str, Any], step: int, steps: int) -> None:
+    """Keep how far training went, and say so where that is not to its end."""
+    metrics["trained_steps"] = step
+    if step < steps:
+        print(f"warning: this network was trained {step:,} of {steps:,} steps; --resume goes on")
+
+
 def add_run_flags(parser: Parser, out: str) -> None:
     """The flags that every demo has: where to compute, where to write, and how to go on."""
     group = parser.add_argument_group("the run")
@@ -78,7 +93,7 @@ def add_run_flags(parser: Parser, out: str) -> None:
     group.add_argument(
         "--backend", type=one_of("auto", "numpy", "cupy"), help="auto, numpy or cupy; default auto: CuPy where it works, else NumPy"
     )
-    group.add_argument("--out", type=Path, default=Path(out), metavar="DIR", help=f"folder for all that is written; default {out}")
+    group.add_argument("--out", type=folder, default=Path(out), metavar="DIR", help=f"folder for all that is written; default {out}")
     group.add_argument("--smoke", action="store_true", default=None, help="the smallest run that passes through everything, in seconds")
     group.add_argument("--resume", action="store_true", help="go on with the run whose checkpoint is in DIR, with its settings")
     group.add_argument("--sample-only", action="store_true", help="no training: sample, judge and draw from the checkpoint in DIR")
@@ -144,10 +159,16 @@ def run(main: Callable[[argparse.Namespace], None], parse: Callable[[], argparse
         main(args)
     except KeyboardInterrupt:
         kept = args is not None and args.checkpoint.exists()
-        print(f"\nstopped; to go on: python {program} --resume --out {args.out}" if kept and args else "\nstopped", file=sys.stderr)
+        print(
+            f"\nstopped; to go on: python {program} --resume --out {shlex.quote(str(args.out))}" if kept and args else "\nstopped",
+            file=sys.stderr,
+        )
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except MemoryError:
+        print(f"{program.name}: out of memory; ask for less with --samples or --batch", file=sys.stderr)
         sys.exit(1)
     except (UserError, BackendError, OSError) as error:
         print(f"{program.name}: {error}", file=sys.stderr)

@@ -41,8 +41,10 @@ class Points:
     digest: str = ""
 
     def to_user(self, x: np.ndarray) -> np.ndarray:
-        """Training coordinates back in the user's: x = centre + scale x."""
-        return (self.centre + self.scale * x).astype(np.float32)
+        """Training coordinates back in the user's: x = centre + scale x; in float64 where float32 has too few digits for it."""
+        own = self.centre + self.scale * x
+        coarse = np.spacing(np.abs(np.float32(self.centre))) > 1e-3 * np.float32(self.scale)
+        return own.astype(np.float64 if np.any(coarse) else np.float32)
 
 
 def points(name: str, digest: str = "") -> Points:
@@ -141,7 +143,7 @@ def from_file(path: Path) -> Points:
     centre, scale = x.mean(axis=0), x.std(axis=0)
     if not (scale > 1e-9 * np.abs(x).max(axis=0)).all():
         raise UserError(
-            f"{path}: all points share one coordinate, so they do not spread over the plane; give points that differ in x and y"
+            f"{path}: the points spread too little about ({centre[0]:g}, {centre[1]:g}) to tell them apart; they must differ in x and in y"
         )
     x = ((x - centre) / scale).astype(np.float32)
     x = x[np.random.default_rng(0).permutation(len(x))]
@@ -180,6 +182,8 @@ def read(path: Path) -> np.ndarray:
     x = x.astype(np.float64)
     if not np.isfinite(x).all():
         raise UserError(f"{path}: point {int(np.argmin(np.isfinite(x).all(axis=1))) + 1} is not finite; remove NaN and infinities")
+    if np.abs(x).max(initial=0) > 1e30:
+        raise UserError(f"{path}: holds {np.abs(x).max():g}; the largest number that can be worked with is 1e30")
     return x
 
 
@@ -196,11 +200,12 @@ def read_csv(path: Path) -> np.ndarray:
         raise UserError(f"{path}: not a text file; two numbers a line are needed") from error
     rows: list[list[float]] = []
     for number, line in enumerate(lines, start=1):
-        fields = line.replace(",", " ").replace(";", " ").split()
-        if not fields or fields[0].startswith("#"):
+        if not line.strip() or line.lstrip().startswith("#"):
             continue
+        separator = next((mark for mark in ",;" if mark in line), None)  # None: any blanks
+        fields = line.split(separator)
         try:
-            row = [float(field) for field in fields]
+            row = [float(field.replace("_", "x")) for field in fields]  # Python alone takes 1_0 for a number
         except ValueError:
             if not rows and number == 1:
                 continue

@@ -23,7 +23,8 @@ from npdiff.schedule import Schedule
 class Pieces:
     """Cuts batches into pieces of at most `size` rows, on `threads` threads.
 
-    `Pieces(8, 2).gradient` takes the place of `train.gradient`, and `Pieces(8, 2).predictor(predict_eps)` that of predict_eps.
+    `Pieces(8, 2).gradient` takes the place of `train.gradient`, and `Pieces(8, 2).predictor(make, label=label)` that of the
+    predict_eps which make(label=label) gives.
     """
 
     def __init__(self, size: int, threads: int) -> None:
@@ -34,20 +35,27 @@ class Pieces:
         return (slice(i, min(i + self.size, n)) for i in range(0, n, self.size))
 
     def gradient(
-        self, net: Any, params: Tree, x_0: Array, t: np.ndarray, eps: Array, schedule: Schedule, predict: str, weight: str, **inputs: Any
+        self,
+        net: Any,
+        params: Tree,
+        x_0: Array,
+        t: np.ndarray,
+        eps: Array,
+        schedule: Schedule,
+        predict: str = "eps",
+        weight: str = "eps",
+        **inputs: Any,
     ) -> tuple[Array, Array]:
         """As `train.gradient`: the pieces' losses and gradients, which are means over a piece, weighed by its share of the batch."""
 
         def of_piece(rows: slice) -> tuple[Array, Array]:
             own = {name: value[rows] for name, value in inputs.items()}
-            return train.gradient(net, params, x_0[rows], t[rows], eps[rows], schedule, predict, weight, **own)
-
-        loss, grad = 0.0, 0.0
-        pieces = list(self.cut(len(x_0)))
-        for rows, (piece_loss, piece_grad) in zip(pieces, self.pool.map(of_piece, pieces), strict=True):
+            loss, grad = train.gradient(net, params, x_0[rows], t[rows], eps[rows], schedule, predict, weight, **own)
             share = (rows.stop - rows.start) / len(x_0)
-            loss, grad = loss + share * piece_loss, grad + share * piece_grad
-        return loss, grad
+            return share * loss, share * grad
+
+        losses, grads = zip(*self.pool.map(of_piece, self.cut(len(x_0))), strict=True)
+        return sum(losses), sum(grads)
 
     def predictor(self, make: Callable[..., Predictor], **inputs: Any) -> Predictor:
         """predict_eps(x_t, t) = make(**inputs)(x_t, t), piece by piece, each with its own rows of the inputs."""

@@ -2,6 +2,7 @@
 
 import argparse
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,8 +34,7 @@ EXAMPLES = """\
   python demos/swiss_roll.py --sample-only --sampler ddim --sampling-steps 20 --samples 20000"""
 
 
-def parse(description: str | None, argv: list[str] | None = None) -> argparse.Namespace:
-    """The run's settings from the command line, filled in and checked. UserError, or exit status 2, for anything wrong."""
+def flags(description: str | None) -> cli.Parser:
     parser = cli.Parser((description or "").split("\n")[0], EXAMPLES)
     group = parser.add_argument_group("data and process")
     group.add_argument("--data", metavar="SET|FILE", help=f"{', '.join(NAMES)}, or a .npy or .csv file of 2-D points; default swiss_roll")
@@ -43,18 +43,28 @@ def parse(description: str | None, argv: list[str] | None = None) -> argparse.Na
     group = parser.add_argument_group("training")
     group.add_argument("--predict", type=cli.one_of(*PREDICT), help="what the network puts out: eps, x_0 or v; default eps")
     group.add_argument("--steps", type=cli.whole(1), metavar="N", help="steps of Adam; default 12000")
-    group.add_argument("--batch", type=cli.whole(1, 10**6), metavar="N", help="points a step; default 1024")
+    group.add_argument("--batch", type=cli.whole(1, 10**5), metavar="N", help="points a step; default 1024")
     group.add_argument("--lr", type=cli.number(0, 1), metavar="X", help="peak of the learning rate; default 0.008")
     group = cli.add_sampling_flags(parser, sampler="ddpm")
-    group.add_argument("--samples", type=cli.whole(1, 10**7), metavar="N", help="points to draw; default 5000")
+    group.add_argument("--samples", type=cli.whole(1, 10**6), metavar="N", help="points to draw; default 5000")
     cli.add_run_flags(parser, out="out/swiss_roll")
+    return parser
 
-    args = parser.parse_args(argv)
+
+def parse(description: str | None, argv: list[str] | None = None) -> argparse.Namespace:
+    """The run's settings from the command line, filled in and checked. UserError, or exit status 2, for anything wrong."""
+    args = flags(description).parse_args(argv)
     args.checkpoint = args.out / "checkpoint.npz"
+    if args.data is not None and args.data not in NAMES:
+        args.data = str(Path(args.data).resolve())  # so that a run resumes from any folder
     kept = checkpoint.read_settings(args.checkpoint) if args.resume or args.sample_only else None
     args.settings = cli.settings(args, DEFAULTS, SMOKE, FREE, kept)
     for name, value in args.settings.items():
         setattr(args, name, value)
+    if args.schedule == "linear" and args.T > 3000:
+        raise UserError(
+            f"--T {args.T}: the linear rates are meant for T = 1000, and leave nothing of x_0 so late; at most 3000, or --schedule cosine"
+        )
     cli.check_sampling(args)
     return args
 
