@@ -128,6 +128,14 @@ class Gaussian(Mixture):
         return float(normal.entropy(self.variances).sum())
 
 
+def gauss_legendre(edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights of int f(u) du from the first to the last edge, 16 to each panel between two: (P+1,) -> (16 P,), (16 P,)."""
+    nodes, weights = np.polynomial.legendre.leggauss(16)
+    low, high = edges[:-1, None], edges[1:, None]
+    half = (high - low) / 2  # (P, 1)
+    return ((high + low) / 2 + half * nodes).ravel(), (half * weights).ravel()
+
+
 class SwissRoll(Mixture):
     """The curve c(u) = (u cos u, u sin u), u uniform on (1.5 pi, 4.5 pi), thickened by N(0, noise^2 I), then standardised.
 
@@ -166,13 +174,9 @@ class SwissRoll(Mixture):
         arc_length = (self.U_MAX**2 - self.U_MIN**2) / 2 / self.scale
         panels = 2 ** max(3, math.ceil(math.log2(arc_length / (4 * width))))
         if panels not in self._by_panels:
-            nodes, weights = np.polynomial.legendre.leggauss(16)
-            edges = np.sqrt(np.linspace(self.U_MIN**2, self.U_MAX**2, panels + 1))[:, None]
-            half = (edges[1:] - edges[:-1]) / 2  # (panels, 1)
-            u = ((edges[1:] + edges[:-1]) / 2 + half * nodes).ravel()  # (16 panels,)
-            w = (half * weights).ravel() / (self.U_MAX - self.U_MIN)
+            u, weights = gauss_legendre(np.sqrt(np.linspace(self.U_MIN**2, self.U_MAX**2, panels + 1)))
             covs = np.broadcast_to(self.noise**2 * np.eye(2), (len(u), 2, 2))
-            self._by_panels[panels] = Mixture(w, self.curve(u), covs)
+            self._by_panels[panels] = Mixture(weights / (self.U_MAX - self.U_MIN), self.curve(u), covs)
         return self._by_panels[panels]
 
     def _terms(self, x: Array, signal: Array, noise: Array) -> tuple[Array, list[tuple[Array, Array, Array]]]:

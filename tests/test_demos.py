@@ -11,6 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from npdiff.kit import checkpoint
+from npdiff.nn import mlp
+from npdiff.reverse import predictor
+from npdiff.sampler import ddim
+from npdiff.schedule import linear
+from npdiff.train import start
+
 ROOT = Path(__file__).parents[1]
 SMALL = ["--T", "30", "--batch", "16", "--samples", "40"]
 
@@ -65,19 +72,19 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_numbers(tmp_path):
     flags = [*SMALL, "--steps", 12_000, "--no-gif"]
     assert run(*flags, "--out", "whole", cwd=tmp_path).returncode == 0
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
-    checkpoint = tmp_path / "cut" / "checkpoint.npz"
+    kept = tmp_path / "cut" / "checkpoint.npz"
     process = subprocess.Popen(command(*flags, "--out", "cut"), cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
-    while not checkpoint.exists():
+    while not kept.exists():
         time.sleep(0.01)
     time.sleep(0.3)
     process.kill()
     process.wait()
     assert not (tmp_path / "cut" / "metrics.json").exists()
-    written = checkpoint.stat().st_mtime_ns
+    written = kept.stat().st_mtime_ns
     process = subprocess.Popen(
         command("--resume", "--out", "cut"), cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
-    while checkpoint.stat().st_mtime_ns == written:  # training goes on: the first thing that it does is to write
+    while kept.stat().st_mtime_ns == written:  # training goes on: the first thing that it does is to write
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     said = process.communicate()[1]
@@ -144,6 +151,14 @@ def test_the_flag_predict_reaches_both_training_and_sampling(tmp_path):
     flags = ["--predict", "v", "--steps", 600, "--batch", 256, "--samples", 50, "--sampler", "ddim", "--no-gif"]
     assert run(*flags, "--out", "o", cwd=tmp_path).returncode == 0
     assert numbers(tmp_path / "o")[0]["excess"] < 0.05
+
+    # The samples are drawn by the averaged parameters, from the seed's second generator.
+    state, rng, chain = start(mlp.init(np.random.default_rng(0))), np.random.default_rng([0, 1]), linear(1000)
+    checkpoint.load(tmp_path / "o" / "checkpoint.npz", state, np.random.default_rng(0))
+    assert not np.allclose(state.ema, state.theta)
+    x_T = rng.standard_normal((50, 2), dtype=np.float32)
+    *_, step = ddim(predictor(mlp, state.ema_params, chain, "v"), x_T, chain, steps=50)
+    assert np.allclose(numbers(tmp_path / "o")[1], step.x_prev, rtol=1e-4, atol=1e-4)
 
 
 def test_an_unfinished_run_is_sampled_with_a_word(tmp_path):

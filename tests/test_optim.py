@@ -108,3 +108,11 @@ def test_average_forgets_where_it_began_and_comes_to_rest_at_a_constant():
         weight *= min(0.9, step / (step + 9))
     np.testing.assert_allclose(ema - theta, weight * (100 - theta), rtol=1e-6, atol=1e-13)
     assert weight < 1e-9
+
+
+def test_the_average_forgets_the_theta_that_it_began_with():
+    # d = step / (step + 9), a tenth at the first step, until it reaches the decay.
+    for step, d in ((1, 0.1), (9, 0.5), (10**6, 0.999)):
+        ema, theta = np.array([2.0]), np.array([5.0])
+        average(ema, theta, step)
+        np.testing.assert_allclose(ema, d * 2 + (1 - d) * 5, rtol=1e-12)

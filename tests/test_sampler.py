@@ -271,6 +271,8 @@ def test_subsequence_goes_from_T_to_0_in_nearly_equal_jumps():
             assert tau[0] == T and tau[-1] == 0 and len(tau) == steps + 1
             assert jumps.min() >= 1 and jumps.max() - jumps.min() <= 1, (T, steps)
             assert all(type(t) is int for t in tau)
+            exact = T * (1 - np.arange(steps + 1) / steps)  # and each is the whole number next to where equal jumps would stand
+            assert np.abs(tau - exact).max() <= 0.5 + 1e-9
 
 
 # Refusals

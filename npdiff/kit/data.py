@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from npdiff.exact import Mixture, SwissRoll
+from npdiff.exact import Mixture, SwissRoll, gauss_legendre
 from npdiff.kit.errors import UserError
 
 Draw = Callable[[int, np.random.Generator], np.ndarray]
@@ -119,11 +119,8 @@ NAMES: dict[str, Callable[[], Points]] = {
 
 
 def on_interval(low: float, high: float, panels: int = 16) -> tuple[np.ndarray, np.ndarray]:
-    """Gauss-Legendre nodes and weights on (low, high), 16 to each of `panels` equal pieces: (16 panels,), (16 panels,)."""
-    nodes, weights = np.polynomial.legendre.leggauss(16)
-    edges = np.linspace(low, high, panels + 1)[:, None]
-    half = (edges[1:] - edges[:-1]) / 2
-    return ((edges[1:] + edges[:-1]) / 2 + half * nodes).ravel(), (half * weights).ravel()
+    """Nodes and weights on (low, high), in equal panels: (16 panels,), (16 panels,)."""
+    return gauss_legendre(np.linspace(low, high, panels + 1))
 
 
 def thick_curve(weights: np.ndarray, curve: np.ndarray, noise: float) -> Mixture:

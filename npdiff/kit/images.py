@@ -211,8 +211,8 @@ class Report:
             return float(((eps_hat - eps) ** 2).mean())
 
         curve = [{"t": t, "loss": loss(t)} for t in judge.spread_over_t(self.schedule.T, 14)]
-        evenly = 1 + np.arange(n) * self.schedule.T // n
-        self.metrics |= {"loss": float(np.mean([loss(evenly) for _ in range(4)])), "loss_at_t": curve}
+        over_t = judge.evenly(self.schedule.T, n)
+        self.metrics |= {"loss": float(np.mean([loss(over_t) for _ in range(4)])), "loss_at_t": curve}
         print(f"loss on test digits, a pixel, averaged over t: {self.metrics['loss']:.5f}")
         return curve
 

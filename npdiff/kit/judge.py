@@ -57,15 +57,14 @@ def losses(
 
 def mean_loss(predict_eps: Predictor, data: Points, schedule: Schedule, n: int, rng: np.random.Generator, xp: Any = np) -> dict[str, float]:
     """`losses` averaged over t = 1..T, by n points whose t are spread evenly, in rising order."""
-    t = 1 + np.arange(n) * schedule.T // n
-    return average(list(losses(predict_eps, data, schedule, t, rng, xp)))
+    return average(list(losses(predict_eps, data, schedule, evenly(schedule.T, n), rng, xp)))
 
 
 def irreducible_loss(data: Points, schedule: Schedule, n: int, rng: np.random.Generator) -> float | None:
     """The loss of a perfect network averaged over t, by n points; None where the data have no closed form."""
     if data.exact is None:
         return None
-    t = 1 + np.arange(n) * schedule.T // n
+    t = evenly(schedule.T, n)
     x_0 = data.fresh(n, rng)
     x_t = q_sample(x_0, t, rng.standard_normal(x_0.shape, dtype=np.float32), schedule)
     pieces = [data.exact.irreducible_loss(x_t[i : i + PIECE], t[i : i + PIECE], schedule) for i in range(0, n, PIECE)]
@@ -83,6 +82,11 @@ def average(pieces: list[dict[str, float]]) -> dict[str, float]:
     """The mean of the pieces, each weighed by its points."""
     points = sum(piece["points"] for piece in pieces)
     return {name: sum(piece[name] * piece["points"] for piece in pieces) / points for name in pieces[0] if name != "points"}
+
+
+def evenly(T: int, n: int) -> np.ndarray:
+    """n times t from 1 to T in rising order, each as often as the others to within one: (n,)."""
+    return 1 + np.arange(n) * T // n
 
 
 def spread_over_t(T: int, count: int) -> list[int]:

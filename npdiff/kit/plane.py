@@ -55,7 +55,7 @@ def parse(description: str | None, argv: list[str] | None = None) -> argparse.Na
     """The run's settings from the command line, filled in and checked. UserError, or exit status 2, for anything wrong."""
     args = flags(description).parse_args(argv)
     args.checkpoint = args.out / "checkpoint.npz"
-    if args.data is not None and args.data not in NAMES:
+    if args.data is not None and args.data.lower().endswith((".npy", ".csv")):
         args.data = str(Path(args.data).resolve())  # so that a run resumes from any folder
     kept = checkpoint.read_settings(args.checkpoint) if args.resume or args.sample_only else None
     args.settings = cli.settings(args, DEFAULTS, SMOKE, FREE, kept)
@@ -101,9 +101,9 @@ class Report:
     def write(self, predict_eps: Predictor, samples: Any) -> None:
         """Judge the network and its samples, print the tables, draw the pictures, write metrics.json and samples.npz."""
         x = to_numpy(samples)
-        files.write_npz(self.args.out / "samples.npz", x=self.data.to_user(x))
         if not np.isfinite(x).all():
             raise UserError("the samples are not finite: training diverged; try a smaller --lr")
+        files.write_npz(self.args.out / "samples.npz", x=self.data.to_user(x))
         curve = self._judge_losses(predict_eps)
         self._judge_samples(x)
         self.metrics["seconds"] = round(time.monotonic() - self.started, 1)
