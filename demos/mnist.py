@@ -41,9 +41,8 @@ def main(args: argparse.Namespace) -> None:
 
     def training(state, rng, steps):
         sample = images.draw_digits(digits, args.label_dropout)
-        return train(
-            unet, state, sample, chain, rng, steps, args.batch, args.predict, "target", args.lr, beta_2=0.99, gradient=report.gradient
-        )
+        recipe = dict(predict=args.predict, weight="target", lr=args.lr, hold=0.2, beta_2=0.99)
+        return train(unet, state, sample, chain, rng, steps, args.batch, gradient=report.gradient, **recipe)
 
     if args.steps is None:
         args.steps = budget.steps_in(args.minutes, training(start(state.params), copy.deepcopy(training_rng), 10**9))

@@ -6,10 +6,11 @@ from npdiff.backend import Array, get_array_module
 from npdiff.fuse import elementwise
 
 
-def learning_rate(step: int, steps: int, lr: float, warmup: int = 100) -> float:
-    """lr at its peak: a linear rise over the first `warmup` steps, then half a cosine down to 0 at the last of 1..steps."""
+def learning_rate(step: int, steps: int, lr: float, warmup: int = 100, hold: float = 0.0) -> float:
+    """lr at its peak: a linear rise over the first `warmup` steps, a `hold` share of 1..steps at the peak, half a cosine down to 0."""
     rise = min(1.0, step / warmup) if warmup else 1.0
-    return lr * rise * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))
+    fallen = max(0.0, min(1.0, step / steps) - hold) / (1 - hold)
+    return lr * rise * 0.5 * (1 + math.cos(math.pi * fallen))
 
 
 def clip_norm(grad: Array, largest: float) -> Array:

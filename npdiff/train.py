@@ -92,6 +92,7 @@ def train(
     clip: float = 1.0,
     beta_2: float = 0.999,
     ema_decay: float = 0.999,
+    hold: float = 0.0,
     gradient: Callable[..., tuple[Array, Array]] = gradient,
 ) -> Iterator[TrainStep]:
     """Algorithm 1, Ho et al. 2020, arXiv:2006.11239, from state.step + 1 to `steps`; `state` is changed in place.
@@ -102,7 +103,7 @@ def train(
     sample : sample(batch, rng) -> x_0, of shape (batch, ...), or x_0 and a dict of further arguments of net.forward
     rng : draws the data, t and eps
     predict, weight : see `loss.l_simple`
-    lr : the peak of `optim.learning_rate`
+    lr, hold : the peak of `optim.learning_rate`, and the share of the steps that it is held for
     clip : the largest norm of the gradient
     beta_2 : of Adam
     gradient : how loss and dL/dtheta are found: `gradient` above, or something faster that agrees with it
@@ -117,7 +118,7 @@ def train(
 
         loss, grad = gradient(net, state.params, x_0, t, eps, schedule, predict, weight, **inputs)
 
-        adam(state.theta, clip_norm(grad, clip), state.m, state.v, step, learning_rate(step, steps, lr), beta_2=beta_2)
+        adam(state.theta, clip_norm(grad, clip), state.m, state.v, step, learning_rate(step, steps, lr, hold=hold), beta_2=beta_2)
         average(state.ema, state.theta, step, ema_decay)
         state.step = step
         yield TrainStep(step, x_0, t, eps, loss, grad)

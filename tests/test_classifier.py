@@ -1,7 +1,6 @@
 import dataclasses
 import math
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,8 +31,8 @@ def blobs(n, seed=0):
     return x, label
 
 
-def few_digits(folder, n=100):
-    return Digits(*blobs(n), *blobs(20, seed=1), "blobs", folder)
+def few_digits(n=100):
+    return Digits(*blobs(n), *blobs(20, seed=1), "blobs")
 
 
 def random_params(rng):
@@ -111,7 +110,9 @@ def test_a_device_array_is_never_waited_for_and_gives_the_same():
         return loss, classifier.backward(params, cache, classifier.cross_entropy_backward(1.0, loss_cache))
 
     loss, (grad_x, grads) = gradient(params, x)
-    on_device, (grad_x_on_device, grads_on_device) = gradient(map_leaves(strict_array.asarray, params), strict_array.asarray(x))
+    params, x = map_leaves(strict_array.asarray, params), strict_array.asarray(x)
+    with strict_array.no_sync():
+        on_device, (grad_x_on_device, grads_on_device) = gradient(params, x)
     assert np.array_equal(on_device.get(), loss) and np.array_equal(grad_x_on_device.get(), grad_x)
     assert np.array_equal(flatten(grads_on_device).get(), flatten(grads))
 
@@ -129,8 +130,8 @@ def test_an_image_is_moved_by_at_most_two_pixels_along_each_axis_and_every_move_
     assert found == set(moves)  # each of 25 is missed by 500 images with probability 1.4e-9
 
 
-def test_training_starts_at_log_10_and_lowers_the_loss(tmp_path):
-    digits = few_digits(tmp_path, 500)
+def test_training_starts_at_log_10_and_lowers_the_loss():
+    digits = few_digits(500)
     for step in classifier.train(digits, np.random.default_rng(0), steps=150):
         if step.step == 1:
             assert step.loss == pytest.approx(math.log(10), rel=4 * EPS_32)  # the last layer is 0: all classes are equal
@@ -140,8 +141,8 @@ def test_training_starts_at_log_10_and_lowers_the_loss(tmp_path):
     assert found.shape == (20,) and (found == digits.test_label).mean() >= 0.5
 
 
-def test_pieces_change_nothing(monkeypatch, tmp_path):
-    digits, params = few_digits(tmp_path), classifier.init(np.random.default_rng(0))
+def test_pieces_change_nothing(monkeypatch):
+    digits, params = few_digits(), classifier.init(np.random.default_rng(0))
     params["last"]["w"] += np.random.default_rng(1).standard_normal((128, 10), dtype=np.float32)
     whole, found = classifier.features(params, digits.train_x), classifier.predicted(params, digits.train_x)
     monkeypatch.setattr(classifier, "PIECE", 33)
@@ -169,30 +170,30 @@ def trainings(monkeypatch):
 
 
 def test_a_kept_classifier_is_loaded_and_not_trained_again(tmp_path, trainings):
-    digits = few_digits(tmp_path / "new" / "folder")
-    params = classifier.load_or_train(digits, steps=2)
-    again = classifier.load_or_train(digits, steps=2)
+    digits, folder = few_digits(), tmp_path / "new" / "folder"
+    params = classifier.load_or_train(digits, folder, steps=2)
+    again = classifier.load_or_train(digits, folder, steps=2)
     assert trainings == [2] and np.array_equal(flatten(params), flatten(again)) and again["last"]["w"].any()
-    assert [path.name for path in digits.folder.iterdir()] == ["classifier.npz"]
-    np.load(digits.folder / "classifier.npz", allow_pickle=False)["theta"]
+    assert [path.name for path in folder.iterdir()] == ["classifier_of_100.npz"]
+    np.load(folder / "classifier_of_100.npz", allow_pickle=False)["theta"]
 
 
 def test_one_of_more_steps_serves_for_fewer_and_not_the_reverse(tmp_path, trainings):
     for steps in (2, 1, 3, 2):
-        classifier.load_or_train(few_digits(tmp_path), steps)
+        classifier.load_or_train(few_digits(), tmp_path, steps)
     assert trainings == [2, 3]
 
 
 def test_a_damaged_file_is_replaced(tmp_path, trainings):
-    digits, path = few_digits(tmp_path), tmp_path / "classifier.npz"
-    theta = flatten(classifier.load_or_train(digits, steps=1))
+    digits, path = few_digits(), tmp_path / "classifier_of_100.npz"
+    theta = flatten(classifier.load_or_train(digits, tmp_path, steps=1))
     whole = path.read_bytes()
     flipped = bytearray(whole)
     flipped[len(whole) // 2] ^= 1
     damaged = [b"", whole[:100], whole[: len(whole) // 2], whole[:-1], bytes(flipped), b"no npz"]
     for content in damaged:
         path.write_bytes(content)
-        assert np.array_equal(flatten(classifier.load_or_train(digits, steps=1)), theta)
+        assert np.array_equal(flatten(classifier.load_or_train(digits, tmp_path, steps=1)), theta)
         assert classifier.load(path, *key_and_steps(path)) is not None
     assert len(trainings) == 1 + len(damaged)
 
@@ -203,24 +204,24 @@ def key_and_steps(path):
 
 
 def test_another_version_other_labels_and_another_network_are_stale(tmp_path, trainings, monkeypatch):
-    digits = few_digits(tmp_path)
-    classifier.load_or_train(digits, steps=1)
+    digits = few_digits()
+    classifier.load_or_train(digits, tmp_path, steps=1)
     monkeypatch.setattr(classifier, "VERSION", classifier.VERSION + 1)
-    classifier.load_or_train(digits, steps=1)
+    classifier.load_or_train(digits, tmp_path, steps=1)
     other = dataclasses.replace(digits, train_label=digits.train_label[::-1].copy())
-    classifier.load_or_train(other, steps=1)
+    classifier.load_or_train(other, tmp_path, steps=1)
     assert len(trainings) == 3
-    key, steps = key_and_steps(tmp_path / "classifier.npz")
-    np.savez(tmp_path / "classifier.npz", theta=np.zeros(5, np.float32), key=key, steps=steps)
-    classifier.load_or_train(other, steps=1)
-    classifier.load_or_train(other, steps=1)
+    key, steps = key_and_steps(tmp_path / "classifier_of_100.npz")
+    np.savez(tmp_path / "classifier_of_100.npz", theta=np.zeros(5, np.float32), key=key, steps=steps)
+    classifier.load_or_train(other, tmp_path, steps=1)
+    classifier.load_or_train(other, tmp_path, steps=1)
     assert len(trainings) == 4
 
 
 def test_where_it_cannot_be_kept_it_is_trained_and_a_line_says_so(tmp_path, trainings, capsys):
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
-        params = classifier.load_or_train(few_digits(folder), steps=1)
+        params = classifier.load_or_train(few_digits(), folder, steps=1)
         assert params["last"]["w"].shape == (128, 10)
         lines = capsys.readouterr().out.splitlines()
         assert len(lines) == 2 and lines[0].startswith("training the classifier 1/1") and str(folder) in lines[1] and "not kept" in lines[1]
@@ -276,13 +277,21 @@ def test_frechet_of_a_set_with_itself_is_0_and_of_a_shifted_one_the_shift(seed, 
 
 def test_the_floor_of_all_training_digits_is_their_distance():
     rng = np.random.default_rng(0)
-    train, test = rng.standard_normal((50, 3)), rng.standard_normal((40, 3))
-    mean, std = metrics.frechet_floor(train, test, 50, rng)  # without repeats: in another order, the same 50
+    train, test, label = rng.standard_normal((50, 3)), rng.standard_normal((40, 3)), rng.integers(0, 3, 50)
+    mean, std = metrics.frechet_floor(train, label, test, label, rng)  # without repeats: in another order, the same 50
     assert mean == pytest.approx(metrics.frechet(train, test), abs=FRECHET) and std < FRECHET
-    mean, std = metrics.frechet_floor(train, test, 20, np.random.default_rng(1), draws=3)
-    rng = np.random.default_rng(1)
-    values = [metrics.frechet(rng.choice(train, 20, replace=False), test) for _ in range(3)]
-    assert mean == pytest.approx(np.mean(values)) and std == pytest.approx(np.std(values, ddof=1)) and std > 0
+
+
+def test_the_floor_draws_as_many_digits_of_each_class_as_were_drawn():
+    rng = np.random.default_rng(0)
+    train_label, label = np.repeat([0, 1], 100), np.array([0] * 30 + [1] * 10)
+    train, test = (
+        rng.standard_normal((200, 2)) + 50 * train_label[:, None],
+        rng.standard_normal((200, 2)) + 50 * np.repeat([0, 1], [150, 50])[:, None],
+    )
+    mean, std = metrics.frechet_floor(train, train_label, test, label, rng)
+    assert 0 < std < mean < 5  # with two halves, as the training set has, the mean alone would be off by 2 * 12.5^2
+    assert metrics.frechet_floor(train, train_label, test, np.array([0, 1] * 20), rng)[0] > 2 * 12.5**2 / 1.2
 
 
 def test_histogram_error_is_the_largest_difference_of_shares():
@@ -342,8 +351,3 @@ def test_labels_in_proportion_refuse_a_class_that_is_not_there():
         with pytest.raises(ValueError, match="classes"):
             metrics.labels_in_proportion(np.array([0, 1, 2]), 5, classes)
     assert metrics.labels_in_proportion(np.array([0, 1, 2]), 4, [2]).tolist() == [2] * 4
-
-
-def test_folders_may_be_given_as_words(tmp_path, trainings):
-    classifier.load_or_train(dataclasses.replace(few_digits(Path(tmp_path)), folder=str(tmp_path)), steps=1)
-    assert (tmp_path / "classifier.npz").exists()

@@ -88,6 +88,17 @@ def test_learning_rate_starts_small_and_peaks_after_the_warm_up():
     assert rates[0] == pytest.approx(0.01, rel=1e-4) and 95 <= int(np.argmax(rates)) + 1 <= 100
 
 
+@given(st.integers(1, 2000), st.floats(0, 0.9))
+def test_learning_rate_is_held_at_its_peak_and_then_falls_as_fast_as_the_steps_that_are_left(steps, hold):
+    for step in range(1, steps + 1):
+        rate = learning_rate(step, steps, 1.0, warmup=0, hold=hold)
+        if step / steps <= hold:
+            assert rate == 1.0
+        else:
+            assert rate == pytest.approx(learning_rate(step / steps - hold, 1 - hold, 1.0, warmup=0), abs=8 * EPS)
+    assert rate == pytest.approx(0, abs=EPS)
+
+
 @given(seeds, st.floats(0.5, 0.999), dtypes)
 def test_average_is_the_weighted_sum_of_the_past(seed, decay, dtype):
     thetas = normal_values(seed, 30, 3, dtype=dtype)

@@ -23,7 +23,7 @@ from npdiff.nn.params import Tree, flatten, map_leaves, pack, unflatten
 from npdiff.nn.unet import layer
 from npdiff.optim import adam, learning_rate
 
-VERSION = 1  # of the network and its training: a kept classifier of another version is not taken
+VERSION = 1  # of the network, its input and its training: a kept classifier of another version is not taken
 STEPS = 4000
 PIECE = 250  # images in one call of the trained network
 
@@ -123,12 +123,12 @@ def train(digits: Digits, rng: np.random.Generator, steps: int = STEPS, batch: i
         yield Step(step, loss, params)
 
 
-def load_or_train(digits: Digits, steps: int = STEPS, xp: Any = np) -> Tree:
-    """The parameters kept in digits.folder, where these training labels gave them in as many steps or more; else new ones, kept there.
+def load_or_train(digits: Digits, folder: Path, steps: int = STEPS, xp: Any = np) -> Tree:
+    """The parameters kept in the folder, where these training labels gave them in as many steps or more; else new ones, kept there.
 
     A file that is damaged, or of another version or other labels, is replaced; a folder that cannot be written to is no error.
     """
-    path = Path(digits.folder) / "classifier.npz"
+    path = folder / f"classifier_of_{len(digits.train_x)}.npz"
     key = f"{VERSION} {hashlib.sha256(digits.train_label.astype(np.uint8).tobytes()).hexdigest()}"
     params = load(path, key, steps)
     if params is None:

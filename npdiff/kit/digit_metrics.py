@@ -31,10 +31,26 @@ def root(C: np.ndarray) -> np.ndarray:  # (F, F) -> (F, F)
 
 
 def frechet_floor(
-    train_features: np.ndarray, test_features: np.ndarray, n: int, rng: np.random.Generator, draws: int = 5
+    train_features: np.ndarray,
+    train_label: np.ndarray,
+    test_features: np.ndarray,
+    label: np.ndarray,
+    rng: np.random.Generator,
+    draws: int = 5,
 ) -> tuple[float, float]:
-    """Mean and standard deviation, over `draws`, of the distance of n training digits from the test set: what n perfect samples reach."""
-    values = [frechet(rng.choice(train_features, n, replace=False), test_features) for _ in range(draws)]
+    """Mean and standard deviation, over `draws`, of the distance of training digits from the test set: what perfect samples reach.
+
+    Every draw has as many digits of each class as `label` has, or all where the training set has fewer.
+    """
+
+    def draw() -> np.ndarray:
+        rows = [
+            rng.permutation(np.flatnonzero(train_label == c))[:count]
+            for c, count in zip(*np.unique(label, return_counts=True), strict=True)
+        ]
+        return train_features[np.concatenate(rows)]
+
+    values = [frechet(draw(), test_features) for _ in range(draws)]
     return float(np.mean(values)), float(np.std(values, ddof=1))
 
 

@@ -10,8 +10,8 @@ import numpy as np
 
 @contextmanager
 def in_one_move(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path`, which takes its place when all is written."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    """A temporary file beside `path`, of this process alone, which takes its place when all is written."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
         os.replace(temporary, path)
@@ -23,6 +23,12 @@ def write_npz(path: Path, **arrays: np.ndarray) -> None:
     """Write an .npz in one move: a reader sees the old file or the new one, never a part."""
     with in_one_move(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file in one move."""
+    with in_one_move(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def write_text(path: Path, text: str) -> None:

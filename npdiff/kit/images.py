@@ -23,7 +23,7 @@ from npdiff.sampler import Predictor, Step
 from npdiff.schedule import Schedule
 
 DEFAULTS: dict[str, Any] = dict(
-    T=1000, predict="v", minutes=None, steps=None, batch=None, lr=3e-3, width=None, label_dropout=0.1, digits="0123456789",
+    T=1000, predict="v", minutes=None, steps=None, batch=None, lr=4e-3, width=None, label_dropout=0.1, digits="0123456789",
     sampler="ddim", sampling_steps=None, guidance=0.5, samples=1000, seed=0, backend="auto", gif=True, smoke=False,
 )  # fmt: skip
 SMOKE: dict[str, Any] = dict(T=20, steps=3, batch=4, width=8, samples=12, sampling_steps=3, smoke=True)
@@ -35,7 +35,7 @@ FREE = ("digits", "sampler", "sampling_steps", "guidance", "samples", "seed", "g
 
 DEMOS = Path(__file__).parents[2] / "demos"
 SHIPPED_DIGITS, SHIPPED_WEIGHTS = DEMOS / "mnist_5000.npz", DEMOS / "mnist_weights.npz"
-PIECE = 8  # images of a training batch that a thread takes at a time; they stay in cache
+PIECE = 16  # images of a training batch that a thread takes at a time; they stay in cache
 LARGEST_PIECE = 250  # digits in one call of the network on a GPU
 
 EXAMPLES = """\
@@ -56,7 +56,7 @@ def flags(description: str | None) -> cli.Parser:
     group.add_argument("--minutes", type=cli.number(0, 10_000), metavar="X", help="train for about so long; default 12, on a GPU 5")
     group.add_argument("--steps", type=cli.whole(1), metavar="N", help="steps of Adam, in the place of minutes")
     group.add_argument("--batch", type=cli.whole(1, 10**5), metavar="N", help="images a step; default 64, on a GPU 256")
-    group.add_argument("--lr", type=cli.number(0, 1), metavar="X", help="peak of the learning rate; default 0.003")
+    group.add_argument("--lr", type=cli.number(0, 1), metavar="X", help="peak of the learning rate; default 0.004")
     group = cli.add_sampling_flags(parser, sampler="ddim")
     group.add_argument("--guidance", type=cli.number(-1e-9, 100), metavar="W", help="(1 + W) eps_cond - W eps_uncond; default 0.5")
     group.add_argument("--digits", metavar="0123", help="the classes to draw; default all ten")
@@ -219,7 +219,7 @@ class Report:
     def _judge_samples(self, x: np.ndarray, labels: np.ndarray) -> None:
         if len(x) < 2:
             return
-        judging = classifier.load_or_train(self.digits, 5 if self.args.smoke else classifier.STEPS, xp=self.xp)
+        judging = classifier.load_or_train(self.digits, mnist.cache_folder(), 5 if self.args.smoke else classifier.STEPS, xp=self.xp)
         q = quality(x, labels, judging, self.digits, self.rng)
         self.metrics |= q
         print(f"the classifier that judges finds {q['class_agreement_real']:.2%} of the test digits")
@@ -256,23 +256,30 @@ class Report:
 def quality(x: np.ndarray, label: np.ndarray, judging: Tree, digits: mnist.Digits, rng: np.random.Generator) -> dict[str, float]:
     """Drawn digits (N, 28, 28), uint8, with the labels (N,) that they were drawn for, each figure beside that of real digits.
 
-    frechet_distance         to the test set, in the classifier's features; _real: of as many training digits, mean and _std
+    frechet_distance         to the test set, in the classifier's features, in units of their mean variance over the training set;
+                             _real: of training digits, as many of each class, mean and _std
     class_agreement          share of them that the classifier takes for their label; _real: of the test digits, its accuracy
     class_histogram_error    largest difference between the shares of the classes found and those of the training set
     nearest_distance         mean distance to the nearest training digit; _real: of as many test digits
     """
     of_train, of_test = np.isin(digits.train_label, label), np.isin(digits.test_label, label)
-    train_x, test_x = digits.train_x[of_train], digits.test_x[of_test]
-    test_features, n = classifier.features(judging, test_x), min(len(x), len(train_x))
-    floor, floor_std = digit_metrics.frechet_floor(classifier.features(judging, train_x), test_features, n, rng)
-    found = classifier.predicted(judging, x)
+    train_x, test_x, train_label = digits.train_x[of_train], digits.test_x[of_test], digits.train_label[of_train]
+    of_training = classifier.features(judging, train_x)
+    unit = np.sqrt(of_training.var(axis=0).mean())
+    of_training, of_test_set, of_drawn = (
+        of_training / unit,
+        classifier.features(judging, test_x) / unit,
+        classifier.features(judging, x) / unit,
+    )
+    floor, floor_std = digit_metrics.frechet_floor(of_training, train_label, of_test_set, label, rng)
+    found, some = classifier.predicted(judging, x), rng.permutation(len(test_x))[: len(x)]
     return {
-        "frechet_distance": digit_metrics.frechet(classifier.features(judging, x), test_features),
+        "frechet_distance": digit_metrics.frechet(of_drawn, of_test_set),
         "frechet_distance_real": floor,
         "frechet_distance_real_std": floor_std,
         "class_agreement": float((found == label).mean()),
         "class_agreement_real": float((classifier.predicted(judging, test_x) == digits.test_label[of_test]).mean()),
-        "class_histogram_error": digit_metrics.histogram_error(found, digits.train_label[of_train]),
+        "class_histogram_error": digit_metrics.histogram_error(found, train_label),
         "nearest_distance": float(digit_metrics.nearest(x, train_x)[0].mean()),
-        "nearest_distance_real": float(digit_metrics.nearest(test_x[: len(x)], train_x)[0].mean()),
+        "nearest_distance_real": float(digit_metrics.nearest(test_x[some], train_x)[0].mean()),
     }

@@ -18,7 +18,7 @@ import numpy as np
 
 from npdiff.backend import Array, to_numpy
 from npdiff.kit.errors import UserError
-from npdiff.kit.files import in_one_move
+from npdiff.kit.files import write_bytes
 from npdiff.kit.progress import Line
 
 SHA256 = {  # of the decompressed bytes
@@ -37,8 +37,7 @@ TIMEOUT = 20.0  # seconds without an answer, or without a further byte
 class Digits:
     """Images of shape (N, 28, 28), uint8, 0 the background and 255 ink, with labels of shape (N,), int64.
 
-    note      a line to print: where the digits are from
-    folder    where what is made of them may be kept
+    note    a line to print: where the digits are from
     """
 
     train_x: np.ndarray
@@ -46,11 +45,10 @@ class Digits:
     test_x: np.ndarray
     test_label: np.ndarray
     note: str
-    folder: Path
 
 
 class Unobtainable(Exception):
-    """A file can be neither downloaded nor kept; the message says why."""
+    """A file cannot be downloaded; the message says why."""
 
 
 def to_model(x: np.ndarray) -> np.ndarray:  # (N, H, W) uint8 -> (N, H, W, 1) float32 in [-1, 1]
@@ -78,14 +76,13 @@ def digits(data_dir: Path | None, shipped: Path) -> Digits:
     raw = {name: read(path) for name, path in found.items()}
     missing = [name for name in SHA256 if name not in raw]
     try:
-        raw |= {name: download(name, cache_folder()) for name in missing}
+        raw |= {name: download(name) for name in missing}
     except Unobtainable as error:
         return from_shipped(shipped, f"{missing[0]} is not in {' or '.join(map(str, folders))}, and {error}")
-    place = cache_folder() if missing else found["train-images-idx3-ubyte"].parent
-    note = f"MNIST: 60,000 training and 10,000 test digits from {place}"
-    folder = place if os.access(place, os.W_OK) else cache_folder()
+    places = [*dict.fromkeys(str(path.parent) for path in found.values()), *(["the mirrors"] if missing else [])]
+    note = f"MNIST: 60,000 training and 10,000 test digits from {' and '.join(places)}"
     train_x, train_label, test_x, test_label = (raw[name] for name in SHA256)
-    return Digits(images(train_x), labels(train_label), images(test_x), labels(test_label), note, folder)
+    return Digits(images(train_x), labels(train_label), images(test_x), labels(test_label), note)
 
 
 def images(raw: bytes) -> np.ndarray:
@@ -133,15 +130,15 @@ def checked(name: str, data: bytes, compressed: bool) -> bytes:
     return raw
 
 
-def download(name: str, folder: Path) -> bytes:
-    """The decompressed bytes of a file that comes into `folder` in one move when it has been checked. Unobtainable where that fails."""
+def download(name: str) -> bytes:
+    """The decompressed bytes of a file, kept in the cache folder where that can be written to. Unobtainable where no mirror has it."""
+    data, raw = from_a_mirror(name)
+    path = cache_folder() / f"{name}.gz"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with in_one_move(folder / f"{name}.gz") as temporary, open(temporary, "wb") as file:
-            data, raw = from_a_mirror(name)
-            file.write(data)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, data)
     except OSError as error:
-        raise Unobtainable(f"{folder} cannot be written to ({reason(error)})") from error
+        print(f"{name} is used and not kept: {path} cannot be written ({reason(error)})")
     return raw
 
 
@@ -192,4 +189,4 @@ def from_shipped(shipped: Path, why: str) -> Digits:
     test = np.zeros(len(label), bool)
     test[np.concatenate([np.flatnonzero(label == c)[-SHIPPED_TEST:] for c in range(10)])] = True
     note = f"MNIST: the {len(x):,} shipped digits, the last {SHIPPED_TEST} of each class kept aside as test, since {why}; {by_hand}"
-    return Digits(x[~test], label[~test], x[test], label[test], note, cache_folder())
+    return Digits(x[~test], label[~test], x[test], label[test], note)
