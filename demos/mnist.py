@@ -16,9 +16,10 @@ import copy
 
 import numpy as np
 
+import _digits
 from npdiff import schedule
 from npdiff.backend import select, standard_normal
-from npdiff.kit import budget, checkpoint, cli, images, mnist, parallel, progress
+from npdiff.kit import budget, checkpoint, cli, mnist, parallel, progress
 from npdiff.nn import unet
 from npdiff.nn.params import map_leaves
 from npdiff.sampler import ddim, ddpm
@@ -28,11 +29,11 @@ from npdiff.train import start, train
 def main(args: argparse.Namespace) -> None:
     parallel.keep_freed_memory()
     xp = select(args.backend)
-    images.preset(args, xp)
-    digits = mnist.digits(args.data_dir, images.SHIPPED_DIGITS)
+    _digits.preset(args, xp)
+    digits = mnist.digits(args.data_dir, _digits.SHIPPED_DIGITS)
     chain = schedule.cosine(args.T)
     training_rng, sampling_rng, judging_rng = (np.random.default_rng([args.seed, i]) for i in range(3))
-    report = images.Report(args, digits, chain, judging_rng, xp)
+    report = _digits.Report(args, digits, chain, judging_rng, xp)
 
     # Training: Algorithm 1, on digits and their labels
     state = start(map_leaves(xp.asarray, unet.init(training_rng, width=args.width)))
@@ -40,7 +41,7 @@ def main(args: argparse.Namespace) -> None:
         report.load(state, training_rng)
 
     def training(state, rng, steps):
-        sample = images.draw_digits(digits, args.label_dropout)
+        sample = _digits.draw_digits(digits, args.label_dropout)
         recipe = dict(predict=args.predict, weight="target", lr=args.lr, hold=0.2, beta_2=0.99)
         return train(unet, state, sample, chain, rng, steps, args.batch, gradient=report.gradient, **recipe)
 
@@ -69,4 +70,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, parse=lambda: images.parse(__doc__))
+    cli.run(main, parse=lambda: _digits.parse(__doc__))

@@ -13,9 +13,10 @@ for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):  # p
 
 import numpy as np
 
+import _points
 from npdiff import schedule
 from npdiff.backend import select, standard_normal
-from npdiff.kit import checkpoint, cli, data, parallel, plane, progress
+from npdiff.kit import checkpoint, cli, data, parallel, progress
 from npdiff.nn import mlp
 from npdiff.nn.params import map_leaves
 from npdiff.reverse import predictor
@@ -29,7 +30,7 @@ def main(args: argparse.Namespace) -> None:
     points = data.points(args.data, args.digest)
     chain = schedule.linear(args.T) if args.schedule == "linear" else schedule.cosine(args.T)
     training_rng, sampling_rng, judging_rng = (np.random.default_rng([args.seed, i]) for i in range(3))
-    report = plane.Report(args, points, chain, judging_rng, xp)
+    report = _points.Report(args, points, chain, judging_rng, xp)
 
     # Training: Algorithm 1
     state = start(map_leaves(xp.asarray, mlp.init(training_rng)))
@@ -56,4 +57,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, parse=lambda: plane.parse(__doc__))
+    cli.run(main, parse=lambda: _points.parse(__doc__))

@@ -5,9 +5,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+import _points
 from npdiff.exact import Gaussian, SwissRoll
 from npdiff.forward import score_from_eps
-from npdiff.kit import data, draw, judge, plane
+from npdiff.kit import data, draw, judge
 from npdiff.sampler import ddim
 from npdiff.schedule import linear
 
@@ -46,15 +47,15 @@ def test_drift_is_the_mean_of_a_step_back_less_x():
     predict_eps = Gaussian([0.0, 0.0], np.eye(2)).predictor(CHAIN)
     x = np.random.default_rng(3).standard_normal((5, 2))
     report = SimpleNamespace(schedule=CHAIN, _on_device=lambda predict_eps, x, t: predict_eps(x, t))
-    at, drift = plane.Report._drift(report, predict_eps, x, 300)
+    at, drift = _points.Report._drift(report, predict_eps, x, 300)
     assert at is x
     np.testing.assert_allclose(drift, (np.sqrt(CHAIN.alpha[300]) - 1) * x, rtol=1e-9)
 
 
 def test_the_score_field_shows_scores(tmp_path, monkeypatch):
-    args = plane.parse("", ["--smoke", "--sampler", "ddim", "--sampling-steps", "4", "--no-gif", "--out", str(tmp_path / "o")])
+    args = _points.parse("", ["--smoke", "--sampler", "ddim", "--sampling-steps", "4", "--no-gif", "--out", str(tmp_path / "o")])
     chain, seen = linear(args.T), {}
-    report = plane.Report(args, ROLL, chain, np.random.default_rng(4), np)
+    report = _points.Report(args, ROLL, chain, np.random.default_rng(4), np)
     predict_eps = ROLL.exact.predictor(chain)
     for step in ddim(predict_eps, np.random.default_rng(5).standard_normal((20, 2), dtype=np.float32), chain, steps=4):
         report.see(step)
@@ -71,8 +72,8 @@ def test_the_score_field_shows_scores(tmp_path, monkeypatch):
 
 
 def test_samples_that_are_not_finite_are_refused_before_the_last_ones_are_replaced(tmp_path):
-    args = plane.parse("", ["--smoke", "--out", str(tmp_path / "o")])
-    report = plane.Report(args, ROLL, linear(args.T), np.random.default_rng(6), np)
+    args = _points.parse("", ["--smoke", "--out", str(tmp_path / "o")])
+    report = _points.Report(args, ROLL, linear(args.T), np.random.default_rng(6), np)
     (tmp_path / "o" / "samples.npz").write_text("the last run's")
     with pytest.raises(data.UserError, match="diverged"):
         report.write(ROLL.exact.predictor(linear(args.T)), np.full((4, 2), np.nan, np.float32))

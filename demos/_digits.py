@@ -33,7 +33,7 @@ PRESETS: dict[str, dict[str, Any]] = {  # by backend; minutes where neither they
 }
 FREE = ("digits", "sampler", "sampling_steps", "guidance", "samples", "seed", "gif", "backend", "smoke")
 
-DEMOS = Path(__file__).parents[2] / "demos"
+DEMOS = Path(__file__).parent
 SHIPPED_DIGITS, SHIPPED_WEIGHTS = DEMOS / "mnist_5000.npz", DEMOS / "mnist_weights.npz"
 PIECE = 16  # images of a training batch that a thread takes at a time; they stay in cache
 LARGEST_PIECE = 250  # digits in one call of the network on a GPU
