@@ -15,7 +15,7 @@ from npdiff.backend import to_numpy
 from npdiff.forward import q_sample
 from npdiff.kit import checkpoint, classifier, cli, digit_metrics, draw, files, judge, mnist, progress
 from npdiff.kit.errors import UserError
-from npdiff.kit.parallel import Pieces
+from npdiff.kit.parallel import Workers, in_pieces
 from npdiff.nn import unet
 from npdiff.nn.params import Tree, flatten
 from npdiff.reverse import predictor
@@ -35,8 +35,8 @@ FREE = ("digits", "sampler", "sampling_steps", "guidance", "samples", "seed", "g
 
 DEMOS = Path(__file__).parent
 SHIPPED_DIGITS, SHIPPED_WEIGHTS = DEMOS / "mnist_5000.npz", DEMOS / "mnist_weights.npz"
-PIECE = 16  # images of a training batch that a thread takes at a time; they stay in cache
-LARGEST_PIECE = 250  # digits in one call of the network on a GPU
+PIECE = 16  # images that a worker takes at a time; they stay in cache
+LARGEST_PIECE = 250  # digits in one call of the network without workers
 
 EXAMPLES = """\
   python demos/mnist.py --sample-only                             digits at once, with the shipped weights
@@ -44,6 +44,11 @@ EXAMPLES = """\
   python demos/mnist.py --minutes 12                              a network of your own
   python demos/mnist.py --resume                                  go on with a run that was stopped
   python demos/mnist.py --backend cupy --minutes 5                on a GPU"""
+
+
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def flags(description: str | None) -> cli.Parser:
@@ -63,8 +68,9 @@ def flags(description: str | None) -> cli.Parser:
     group.add_argument("--samples", type=cli.whole(1, 10**6), metavar="N", help="digits to draw; default 1000")
     group.add_argument("--weights", type=Path, metavar="FILE", help="a run's weights.npz to sample from; default: DIR's, else the shipped")
     cli.add_run_flags(parser, out="out/mnist")
-    default_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    parser.add_argument("--threads", type=cli.whole(1, 1024), default=default_threads, metavar="N", help=f"default {default_threads}")
+    words = f"processes that share the work on a CPU; default {cores()}"
+    parser.add_argument("--threads", type=cli.whole(1, 1024), default=cores(), metavar="N", help=words)
+    parser.add_argument("--plain", action="store_true", help="all in this process and by the plain code: slower, for stepping through")
     return parser
 
 
@@ -130,8 +136,8 @@ class Report:
         self.started = time.monotonic()
         self.way_back: dict[int, np.ndarray] = {}  # ten digits at about forty t on the sampler's way
         self.metrics: dict[str, Any] = {"npdiff": __version__, "settings": args.settings, "backend": xp.__name__}
-        self.pieces = Pieces(PIECE, args.threads)
-        self.gradient = self.pieces.gradient if xp is np else train.gradient
+        self.workers = Workers(args.threads, PIECE) if xp is np and not args.plain else None
+        self.gradient = self.workers.gradient if self.workers else train.gradient
         cli.own_folder(args.out)
         print(digits.note)
         state = judge.terminal_state(
@@ -164,14 +170,12 @@ class Report:
         return digit_metrics.labels_in_proportion(self.digits.train_label, self.args.samples, map(int, self.args.digits))
 
     def predictor(self, params: Tree, label: np.ndarray, guidance: float | None = None) -> Predictor:
-        """predict_eps(x_t, t) for digits of these labels, in pieces: on NumPy for the threads, on CuPy for the memory."""
+        """predict_eps(x_t, t) for digits of these labels, in pieces: for the workers, or for the memory."""
         w = self.args.guidance if guidance is None else guidance
-
-        def make(label: np.ndarray) -> Predictor:
-            return predictor(unet, params, self.schedule, self.args.predict, guidance=w, label=label)
-
-        pieces = self.pieces if self.xp is np else Pieces(LARGEST_PIECE, 1)
-        return pieces.predictor(make, label=label)
+        how = params, self.schedule, self.args.predict, w
+        if self.workers:
+            return self.workers.predictor(unet, *how, label=label)
+        return in_pieces(lambda label: predictor(unet, *how, label=label), LARGEST_PIECE, label=label)
 
     def see(self, step: Step) -> None:
         """Keep ten digits, one a class where all ten are drawn, at about forty t on the way back, for the pictures."""

@@ -28,6 +28,7 @@ CORE = [
     "nn.params",
     "nn.mlp",
     "nn.conv",
+    "nn.winograd",
     "nn.unet",
     "optim",
     "train",

@@ -1,73 +1,157 @@
-"""Speed from outside the mathematics: a batch cut into pieces that stay in cache, given to threads. A reader can skip this file.
+"""Speed from outside the mathematics: a batch cut into pieces that stay in cache, given to processes. A reader can skip this file.
 
-NumPy lets other threads run while it computes, and layers keep no state, so the pieces need no locks. Each product runs
-on one thread (the demos set OPENBLAS_NUM_THREADS=1 before NumPy is imported). The pieces, and the order in which their
-gradients are summed, depend on the batch alone: the result is the same to the bit for any number of threads, and equal
-to the plain one to rounding.
+Processes, and not threads: a network is some hundred short operations, and threads that hand the interpreter's lock to each other between
+them lose a third of the time. theta, and the gradient of each piece, lie in memory that all processes share. In a worker the convolutions
+are those of npdiff/nn/winograd.py, and each product runs on one thread (the demos set OPENBLAS_NUM_THREADS=1 before NumPy is imported).
+
+The pieces, and the order in which their gradients are summed, depend on the batch alone: the result is the same to the bit for any number
+of workers, and equal to the plain one to rounding.
 """
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+import contextlib
+import importlib
+import multiprocessing
+import signal
+from collections.abc import Callable
+from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
 
-from npdiff import train
-from npdiff.backend import Array, get_array_module
+from npdiff import reverse, train
+from npdiff.backend import Array
 from npdiff.forward import Time
-from npdiff.nn.params import Tree
+from npdiff.nn import winograd
+from npdiff.nn.params import Tree, flatten, unflatten
 from npdiff.sampler import Predictor
 from npdiff.schedule import Schedule
 
 
-class Pieces:
-    """Cuts batches into pieces of at most `size` rows, on `threads` threads.
+def cut(n: int, size: int) -> list[slice]:
+    """0..n-1 in pieces of at most `size`."""
+    return [slice(i, min(i + size, n)) for i in range(0, n, size)]
 
-    `Pieces(8, 2).gradient` takes the place of `train.gradient`, and `Pieces(8, 2).predictor(make, label=label)` that of the
-    predict_eps which make(label=label) gives.
+
+def in_pieces(make: Callable[..., Predictor], size: int, **inputs: Array) -> Predictor:
+    """predict_eps(x_t, t) = make(**inputs)(x_t, t), each piece with its own rows of the inputs, in this process: for the memory's sake."""
+
+    def predict_eps(x_t: Array, t: Time) -> Array:
+        eps_hat = x_t * 0
+        for rows in cut(len(x_t), size):
+            eps_hat[rows] = make(**rows_of(inputs, rows))(x_t[rows], rows_of(t, rows))
+        return eps_hat
+
+    return predict_eps
+
+
+def rows_of(value: Any, rows: slice) -> Any:
+    """These rows of an array, or of each array of a dict; a number is the same for all rows."""
+    if isinstance(value, dict):
+        return {name: rows_of(each, rows) for name, each in value.items()}
+    return value[rows] if np.ndim(value) else value
+
+
+class Workers:
+    """`count` processes that share theta and take a batch's pieces of `size` rows in turn. They end with this process.
+
+    `Workers(2, 16).gradient` takes the place of `train.gradient`, and `Workers(2, 16).predictor` that of `reverse.predictor`.
+    A script that makes one needs `if __name__ == "__main__":`, since every worker imports it.
     """
 
-    def __init__(self, size: int, threads: int) -> None:
-        self.size = size
-        self.pool = ThreadPoolExecutor(threads)
-
-    def cut(self, n: int) -> Iterator[slice]:
-        return (slice(i, min(i + self.size, n)) for i in range(0, n, self.size))
+    def __init__(self, count: int, size: int) -> None:
+        self.count, self.size = count, size
+        self.theta, self.grads = np.empty(0), np.empty((0, 0))
+        self.pipes: list[Connection] = []
 
     def gradient(
-        self,
-        net: Any,
-        params: Tree,
-        x_0: Array,
-        t: np.ndarray,
-        eps: Array,
-        schedule: Schedule,
-        predict: str = "eps",
-        weight: str = "eps",
-        **inputs: Any,
+        self, net: Any, params: Tree, x_0: Array, t: np.ndarray, eps: Array, schedule: Schedule, *how: str, **inputs: Array
     ) -> tuple[Array, Array]:
         """As `train.gradient`: the pieces' losses and gradients, which are means over a piece, weighed by its share of the batch."""
+        pieces = cut(len(x_0), self.size)
+        share = np.array([rows.stop - rows.start for rows in pieces], x_0.dtype) / np.asarray(len(x_0), x_0.dtype)
+        calls = [((x_0[rows], t[rows], eps[rows], schedule, *how), rows_of(inputs, rows)) for rows in pieces]
+        losses = np.stack(self.map(train.gradient, net, params, calls))
+        return (share * losses).sum(), share @ self.grads[: len(pieces)]
 
-        def of_piece(rows: slice) -> tuple[Array, Array]:
-            own = {name: value[rows] for name, value in inputs.items()}
-            loss, grad = train.gradient(net, params, x_0[rows], t[rows], eps[rows], schedule, predict, weight, **own)
-            share = (rows.stop - rows.start) / len(x_0)
-            return share * loss, share * grad
-
-        losses, grads = zip(*self.pool.map(of_piece, self.cut(len(x_0))), strict=True)
-        return sum(losses), sum(grads)
-
-    def predictor(self, make: Callable[..., Predictor], **inputs: Any) -> Predictor:
-        """predict_eps(x_t, t) = make(**inputs)(x_t, t), piece by piece, each with its own rows of the inputs."""
+    def predictor(
+        self, net: Any, params: Tree, schedule: Schedule, predict: str = "eps", guidance: float = 0.0, **inputs: Array
+    ) -> Predictor:
+        """As `reverse.predictor`."""
 
         def predict_eps(x_t: Array, t: Time) -> Array:
-            def of_piece(rows: slice) -> Array:
-                own = {name: value[rows] for name, value in inputs.items()}
-                return make(**own)(x_t[rows], t if np.ndim(t) == 0 else t[rows])  # type: ignore[index]
-
-            return get_array_module(x_t).concatenate(list(self.pool.map(of_piece, self.cut(len(x_t)))))
+            pieces = cut(len(x_t), self.size)
+            calls = [((x_t[rows], rows_of(t, rows), schedule, predict, guidance), rows_of(inputs, rows)) for rows in pieces]
+            return np.concatenate(self.map(predict_piece, net, params, calls))
 
         return predict_eps
+
+    def map(self, function: Callable, net: Any, params: Tree, calls: list[tuple]) -> list[Any]:
+        """What the workers answer to function(net, params, *arguments, **inputs), call by call; a gradient is put into self.grads."""
+        theta, grads = flatten(params), len(calls) if function is train.gradient else 0
+        if self.theta.shape != theta.shape or self.theta.dtype != theta.dtype or len(self.grads) < grads:
+            self.stop()
+            self.start(theta, params, max(1, grads))
+        self.theta[...] = theta
+        try:
+            for first, pipe in enumerate(self.pipes):
+                pipe.send((function, net.__name__, list(enumerate(calls))[first :: self.count]))
+            answers = dict(answer for pipe in self.pipes for answer in pipe.recv())
+        except BaseException:  # Ctrl-C among them: whatever the workers still have to say is not for the next call
+            self.stop()
+            raise
+        for answer in answers.values():
+            if isinstance(answer, Exception):
+                raise answer
+        return [answers[i] for i in range(len(calls))]
+
+    def start(self, theta: np.ndarray, like: Tree, pieces: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        raw = [context.RawArray("b", theta.nbytes * n) for n in (1, pieces)]
+        self.theta, self.grads = views(raw, theta)
+        for _ in range(self.count):
+            ours, theirs = context.Pipe()
+            context.Process(target=work, args=(theirs, raw, like), daemon=True).start()
+            theirs.close()
+            self.pipes.append(ours)
+
+    def stop(self) -> None:
+        for pipe in self.pipes:
+            pipe.close()
+        self.pipes, self.theta = [], np.empty(0)
+
+
+def views(raw: list[Any], theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The shared memory as theta (P,) and as the gradients of the pieces (pieces, P)."""
+    shared, grads = (np.frombuffer(memory, theta.dtype) for memory in raw)
+    return shared, grads.reshape(-1, len(theta))
+
+
+def work(pipe: Connection, raw: list[Any], like: Tree) -> None:
+    """A worker: answers calls until the process that started it ends. Ctrl-C is for that one to deal with."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    keep_freed_memory()
+    theta, grads = views(raw, flatten(like))
+    params = unflatten(theta, like)
+    with contextlib.suppress(EOFError, ConnectionError):
+        while True:
+            function, name, calls = pipe.recv()
+            net = winograd.put_into(importlib.import_module(name))
+            pipe.send([(i, answer(function, net, params, grads[i:], *call)) for i, call in calls])
+
+
+def answer(function: Callable, net: Any, params: Tree, grads: np.ndarray, arguments: tuple, inputs: dict) -> Any:
+    """function's answer, or the error that it raised; a gradient goes into the shared memory."""
+    try:
+        found = function(net, params, *arguments, **inputs)
+    except Exception as error:
+        return error
+    if isinstance(found, tuple):
+        found, grads[0] = found
+    return found
+
+
+def predict_piece(net: Any, params: Tree, x_t: Array, t: Time, *how: Any, **inputs: Array) -> Array:
+    return reverse.predictor(net, params, *how, **inputs)(x_t, t)
 
 
 def keep_freed_memory() -> None:

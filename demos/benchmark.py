@@ -1,0 +1,243 @@
+"""How fast is npdiff? Every row is our time, a peer's on the same work, and their ratio, from one run that takes them in turn.
+
+    python demos/benchmark.py                  on a CPU, beside PyTorch where it is installed
+    python demos/benchmark.py --backend cupy   on a GPU
+
+The peer is PyTorch, eager, with the same networks (demos/_peer.py): before anything is timed, outputs and gradients from the same
+weights are compared.
+"""
+
+import argparse
+import os
+
+for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(name, "1")
+
+import json
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import _digits
+from npdiff import optim, sampler, schedule, train
+from npdiff.backend import Array, select, to_numpy
+from npdiff.kit import cli, files, parallel
+from npdiff.kit.errors import UserError
+from npdiff.nn import mlp, unet
+from npdiff.nn.params import Tree, flatten, map_leaves, pack, unflatten
+from npdiff.reverse import predictor
+
+try:
+    import _peer
+except ImportError:
+    _peer = None  # type: ignore[assignment]
+
+CHAIN = schedule.cosine(1000)
+DIGITS = (28, 28, 1)
+AGREE = 1e-3  # of float32 outputs and gradients, relative: rounding gives some 1e-5
+
+
+class Case:
+    """A network, a batch for it, and whatever gives its gradients fast: for one row of the table."""
+
+    def __init__(self, net: Any, xp: Any, batch: int, shape: tuple[int, ...], workers: parallel.Workers | None, **sizes: int) -> None:
+        rng = np.random.default_rng(0)
+        theta, like = pack(net.init(rng, **sizes))
+        theta += 0.02 * rng.standard_normal(theta.size, dtype=np.float32)  # nothing starts at 0, so that every gradient counts
+        self.net, self.xp, self.workers = net, xp, workers
+        self.state = train.start(map_leaves(xp.asarray, unflatten(theta, like)))
+        self.x_0, self.eps = (xp.asarray(rng.standard_normal((batch, *shape), dtype=np.float32)) for _ in range(2))
+        self.t = rng.integers(1, CHAIN.T + 1, batch)
+        self.inputs = {"label": rng.integers(0, 10, batch)} if net is unet else {}
+
+    def gradient(self) -> tuple[Array, Array]:
+        gradient = self.workers.gradient if self.workers else train.gradient
+        return gradient(self.net, self.state.params, self.x_0, self.t, self.eps, CHAIN, "v", "target", **self.inputs)
+
+    def step(self) -> None:
+        """A step of training, without the drawing of data and noise."""
+        s, (_, grad) = self.state, self.gradient()
+        optim.adam(s.theta, optim.clip_norm(grad, 1.0), s.m, s.v, 100, 1e-5, beta_2=0.99)
+        optim.average(s.ema, s.theta, 100)
+
+    def predictor(self, guidance: float = 0.0) -> Callable[[Array, Any], Array]:
+        make = self.workers.predictor if self.workers else predictor
+        return make(self.net, self.state.params, CHAIN, "v", guidance, **self.inputs)
+
+    def forward(self) -> Array:
+        return self.predictor()(self.x_0, self.t)
+
+    def sample(self, steps: int = 5) -> Array:
+        for step in sampler.ddim(self.predictor(guidance=0.5), self.eps, CHAIN, steps):
+            pass
+        return step.x_prev
+
+
+def rows(xp: Any, workers: parallel.Workers | None, smoke: bool) -> dict[str, tuple[Case, str]]:
+    """Each row's name, its case, and what of it is timed."""
+    width, many = (8, 8) if smoke else (_digits.PRESETS[xp.__name__]["width"], _digits.PRESETS[xp.__name__]["batch"])
+    points = {n: Case(mlp, xp, n, (2,), None) for n in (32, 256, 2048)}
+    digits = Case(unet, xp, many, DIGITS, workers, width=width)
+    return {
+        **{f"MLP step, batch {n}": (case, "step") for n, case in points.items()},
+        f"U-Net step, batch {many}, width {width}": (digits, "step"),
+        f"U-Net forward, {many} digits": (digits, "forward"),
+        f"DDIM with guidance, 5 steps, {many} digits": (digits, "sample"),
+    }
+
+
+def compare(case: Case, twin: Any) -> float:
+    """The largest relative difference between our output and gradient and the twin's. UserError above AGREE."""
+    pairs = [(case.forward(), twin.forward()), (case.gradient()[1], twin.gradient())]
+    worst = max(float(np.linalg.norm(to_numpy(a) - b) / np.linalg.norm(b)) for a, b in pairs)
+    if not worst < AGREE:
+        raise UserError(f"the peer's network is not ours: outputs or gradients differ by {worst:.1e}")
+    return worst
+
+
+def in_turn(functions: list[Callable[[], Any]], wait: Callable[[], None], repeats: int) -> list[float]:
+    """The median milliseconds of each function, called in turn `repeats` times; each call follows an untimed one of its own."""
+    times: list[list[float]] = [[] for _ in functions]
+    for _ in range(repeats):
+        for function, of_function in zip(functions, times, strict=True):
+            function()
+            wait()
+            started = time.perf_counter()
+            function()
+            wait()
+            of_function.append(1e3 * (time.perf_counter() - started))
+    return [statistics.median(of_function) for of_function in times]
+
+
+class Timed(np.ndarray):
+    """An array whose products are timed, with their number of operations."""
+
+    seconds = 0.0
+    operations = 0
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, out: Any = None, **kwargs: Any) -> Any:
+        plain = [x.view(np.ndarray) if isinstance(x, Timed) else x for x in inputs]
+        if out is not None:
+            kwargs["out"] = tuple(x.view(np.ndarray) if isinstance(x, Timed) else x for x in out)
+        started = time.perf_counter()
+        found = getattr(ufunc, method)(*plain, **kwargs)
+        if ufunc is np.matmul:
+            Timed.seconds += time.perf_counter() - started
+            Timed.operations += 2 * found.size * plain[0].shape[-1]
+        if out is not None:
+            return out[0]
+        return found.view(Timed) if isinstance(found, np.ndarray) else found
+
+
+def products(size: int, width: int, repeats: int) -> dict[str, float]:
+    """Of the plain U-Net step on one piece: the share of its time in products, their GFLOP/s, and those of a large product here."""
+    case = Case(unet, np, size, DIGITS, None, width=width)
+    (whole,) = in_turn([case.gradient], lambda: None, repeats)
+    case.state.params, case.x_0 = map_leaves(lambda a: a.view(Timed), case.state.params), case.x_0.view(Timed)
+    Timed.seconds, Timed.operations = 0.0, 0
+    for _ in range(repeats):
+        case.gradient()
+    a = np.random.default_rng(0).standard_normal((1024, 1024), dtype=np.float32)
+    (large,) = in_turn([lambda: a @ a], lambda: None, repeats)
+    return {
+        "share": 1e3 * Timed.seconds / repeats / whole,
+        "gflops": Timed.operations / Timed.seconds / 1e9,
+        "ceiling_gflops": 2 * 1024**3 / large / 1e6,
+    }
+
+
+def profile(size: int, width: int, repeats: int) -> dict[str, float]:
+    """Milliseconds of each op, forward and backward, in the plain U-Net step on one piece."""
+    case, spent = Case(unet, np, size, DIGITS, None, width=width), dict[str, float]()
+    ops = {name: f for name, f in vars(unet).items() if name.endswith(("_forward", "_backward")) and f.__module__ != unet.__name__}
+
+    def timed(name: str, f: Callable) -> Callable:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            started = time.perf_counter()
+            found = f(*args, **kwargs)
+            spent[name] = spent.get(name, 0.0) + 1e3 * (time.perf_counter() - started) / repeats
+            return found
+
+        return call
+
+    case.gradient()
+    try:
+        for name, f in ops.items():
+            setattr(unet, name, timed(name, f))
+        started = time.perf_counter()
+        for _ in range(repeats):
+            case.gradient()
+        spent["all"] = 1e3 * (time.perf_counter() - started) / repeats
+    finally:
+        for name, f in ops.items():
+            setattr(unet, name, f)
+    return spent
+
+
+def say_profile(spent: dict[str, float]) -> None:
+    whole = spent.pop("all")
+    print(f"\n{'op of the plain U-Net step, 16 images, one thread':<50} {'ms':>7} {'share':>7}")
+    for name, ms in sorted(spent.items(), key=lambda item: -item[1]):
+        print(f"{name:<50} {ms:7.2f} {ms / whole:7.1%}")
+    rest = whole - sum(spent.values())
+    print(f"{'all else: sums, concatenations, Python':<50} {rest:7.2f} {rest / whole:7.1%}")
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = cli.Parser((__doc__ or "").split("\n")[0], "  python demos/benchmark.py --json rows.json\n  python demos/benchmark.py --profile")
+    parser.add_argument("--backend", type=cli.one_of("numpy", "cupy"), default="numpy", metavar="NAME", help="numpy or cupy; default numpy")
+    parser.add_argument("--threads", type=cli.whole(1, 1024), default=_digits.cores(), metavar="N", help=f"default {_digits.cores()}")
+    parser.add_argument("--plain", action="store_true", help="our plain code in one process, without workers")
+    parser.add_argument("--tf32", action="store_true", help="on a GPU, for both sides: products in TensorFloat-32")
+    parser.add_argument("--repeats", type=cli.whole(1), metavar="N", help="timings of each row, of which the median counts; default 15")
+    parser.add_argument("--profile", action="store_true", help="also where the time of a step goes, op by op")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows: name, ours_ms, peer_ms, ratio")
+    parser.add_argument("--smoke", action="store_true", help="the smallest run")
+    args = parser.parse_args(argv)
+    args.repeats = args.repeats or (1 if args.smoke else 15)
+    return args
+
+
+def main(args: argparse.Namespace) -> None:
+    parallel.keep_freed_memory()
+    if args.tf32:
+        os.environ["CUPY_TF32"] = "1"
+    xp = select(args.backend)
+    wait = xp.cuda.get_current_stream().synchronize if xp is not np else lambda: None
+    workers = None if args.plain or xp is not np else parallel.Workers(args.threads, _digits.PIECE)
+    if _peer:
+        _peer.settings(args.threads, args.tf32)
+    versions = f"NumPy {np.__version__}" + (f", PyTorch {_peer.version}" if _peer else "; PyTorch is not installed: our column alone")
+    kernels = os.environ.get("OPENBLAS_CORETYPE")
+    print(f"{platform.processor() or platform.machine()}, {args.threads} threads, {versions}" + (f"; OPENBLAS_CORETYPE={kernels}" if kernels else ""))
+    print(f"\n{'':<44} {'ours, ms':>10} {'peer, ms':>10} {'ratio':>7}")
+    table = []
+    for name, (case, what) in rows(xp, workers, args.smoke).items():
+        functions = [getattr(case, what)]
+        if _peer:
+            twin = _peer.Twin(case, CHAIN)
+            compare(case, twin)
+            functions.append(getattr(twin, what))
+        ours, *peer = in_turn(functions, wait, args.repeats)
+        table.append({"name": name, "ours_ms": ours, "peer_ms": peer[0] if peer else None, "ratio": ours / peer[0] if peer else None})
+        print(f"{name:<44} {ours:10.2f}" + (f" {peer[0]:10.2f} {ours / peer[0]:7.2f}" if peer else ""), flush=True)
+    if args.json:
+        files.write_text(args.json, json.dumps(table, indent=1) + "\n")
+    if xp is np:
+        size, width = (4, 8) if args.smoke else (_digits.PIECE, 32)
+        p = products(size, width, args.repeats)
+        print(f"\nproducts: {p['share']:.0%} of the plain U-Net step on one thread, at {p['gflops']:.0f} GFLOP/s; a large one {p['ceiling_gflops']:.0f}")
+        if args.profile:
+            say_profile(profile(size, width, args.repeats))
+    peak = sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 2**20
+    print(f"peak memory of this process{', the peer included' if _peer else ''}: {peak:.2f} GiB")
+
+
+if __name__ == "__main__":
+    cli.run(main, parse=parse)
