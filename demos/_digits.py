@@ -24,7 +24,7 @@ from npdiff.schedule import Schedule
 
 DEFAULTS: dict[str, Any] = dict(
     T=1000, predict="v", minutes=None, steps=None, batch=None, lr=4e-3, width=None, label_dropout=0.1, digits="0123456789",
-    sampler="ddim", sampling_steps=None, guidance=0.5, samples=1000, seed=0, backend="auto", gif=True, smoke=False,
+    sampler="ddim", sampling_steps=None, guidance=0.35, samples=1000, seed=0, backend="auto", gif=True, smoke=False,
 )  # fmt: skip
 SMOKE: dict[str, Any] = dict(T=20, steps=3, batch=4, width=8, samples=12, sampling_steps=3, smoke=True)
 PRESETS: dict[str, dict[str, Any]] = {  # by backend; minutes where neither they nor the steps are given
@@ -63,13 +63,14 @@ def flags(description: str | None) -> cli.Parser:
     group.add_argument("--batch", type=cli.whole(1, 10**5), metavar="N", help="images a step; default 64, on a GPU 256")
     group.add_argument("--lr", type=cli.number(0, 1), metavar="X", help="peak of the learning rate; default 0.004")
     group = cli.add_sampling_flags(parser, sampler="ddim")
-    group.add_argument("--guidance", type=cli.number(-1e-9, 100), metavar="W", help="(1 + W) eps_cond - W eps_uncond; default 0.5")
+    group.add_argument("--guidance", type=cli.number(-1e-9, 100), metavar="W", help="(1 + W) eps_cond - W eps_uncond; default 0.35")
     group.add_argument("--digits", metavar="0123", help="the classes to draw; default all ten")
     group.add_argument("--samples", type=cli.whole(1, 10**6), metavar="N", help="digits to draw; default 1000")
     group.add_argument("--weights", type=Path, metavar="FILE", help="a run's weights.npz to sample from; default: DIR's, else the shipped")
     cli.add_run_flags(parser, out="out/mnist")
     words = f"processes that share the work on a CPU; default {cores()}"
     parser.add_argument("--threads", type=cli.whole(1, 1024), default=cores(), metavar="N", help=words)
+    parser.add_argument("--tf32", action="store_true", help="on a GPU: products in TensorFloat-32, three digits and faster")
     parser.add_argument("--plain", action="store_true", help="all in this process and by the plain code: slower, for stepping through")
     return parser
 
@@ -78,6 +79,8 @@ def parse(description: str | None, argv: list[str] | None = None) -> argparse.Na
     """The run's settings from the command line, filled in and checked. UserError, or exit status 2, for anything wrong."""
     args = flags(description).parse_args(argv)
     args.checkpoint = args.out / "checkpoint.npz"
+    if args.tf32:
+        os.environ["CUPY_TF32"] = "1"  # read by CuPy when its first product is computed
     if args.weights and not args.sample_only:
         raise UserError("--weights: these are for --sample-only; training starts anew, or goes on with --resume")
     args.settings = cli.settings(args, DEFAULTS, SMOKE, FREE, kept_settings(args))

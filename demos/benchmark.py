@@ -190,7 +190,9 @@ def say_profile(spent: dict[str, float]) -> None:
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = cli.Parser((__doc__ or "").split("\n")[0], "  python demos/benchmark.py --json rows.json\n  python demos/benchmark.py --profile")
+    parser = cli.Parser(
+        (__doc__ or "").split("\n")[0], "  python demos/benchmark.py --json rows.json\n  python demos/benchmark.py --profile"
+    )
     parser.add_argument("--backend", type=cli.one_of("numpy", "cupy"), default="numpy", metavar="NAME", help="numpy or cupy; default numpy")
     parser.add_argument("--threads", type=cli.whole(1, 1024), default=_digits.cores(), metavar="N", help=f"default {_digits.cores()}")
     parser.add_argument("--plain", action="store_true", help="our plain code in one process, without workers")
@@ -215,7 +217,10 @@ def main(args: argparse.Namespace) -> None:
         _peer.settings(args.threads, args.tf32)
     versions = f"NumPy {np.__version__}" + (f", PyTorch {_peer.version}" if _peer else "; PyTorch is not installed: our column alone")
     kernels = os.environ.get("OPENBLAS_CORETYPE")
-    print(f"{platform.processor() or platform.machine()}, {args.threads} threads, {versions}" + (f"; OPENBLAS_CORETYPE={kernels}" if kernels else ""))
+    print(
+        f"{platform.processor() or platform.machine()}, {args.threads} threads, {versions}"
+        + (f"; OPENBLAS_CORETYPE={kernels}" if kernels else "")
+    )
     print(f"\n{'':<44} {'ours, ms':>10} {'peer, ms':>10} {'ratio':>7}")
     table = []
     for name, (case, what) in rows(xp, workers, args.smoke).items():
@@ -232,7 +237,9 @@ def main(args: argparse.Namespace) -> None:
     if xp is np:
         size, width = (4, 8) if args.smoke else (_digits.PIECE, 32)
         p = products(size, width, args.repeats)
-        print(f"\nproducts: {p['share']:.0%} of the plain U-Net step on one thread, at {p['gflops']:.0f} GFLOP/s; a large one {p['ceiling_gflops']:.0f}")
+        print(
+            f"\nproducts: {p['share']:.0%} of the plain U-Net step on one thread, at {p['gflops']:.0f} GFLOP/s; a large one {p['ceiling_gflops']:.0f}"
+        )
         if args.profile:
             say_profile(profile(size, width, args.repeats))
     peak = sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 2**20
