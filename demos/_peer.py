@@ -134,16 +134,18 @@ class Twin:
         shape = (-1,) + (1,) * (x_t.ndim - 1)
         return self.signal[t].reshape(shape) * v + self.noise[t].reshape(shape) * x_t
 
-    @torch.no_grad()
-    def forward(self) -> np.ndarray:
-        out = self.eps_hat(self.x_0, self.t, self.label)
-        return (out.permute(0, 2, 3, 1) if self.image else out).cpu().numpy()
+    def as_ours(self, x: torch.Tensor) -> np.ndarray:
+        return (x.permute(0, 2, 3, 1) if self.image else x).cpu().numpy()
 
     @torch.no_grad()
-    def sample(self, steps: int = 5, w: float = 0.5) -> np.ndarray:
+    def forward(self) -> torch.Tensor:
+        return self.eps_hat(self.x_0, self.t, self.label)
+
+    @torch.no_grad()
+    def sample(self, steps: int = 5, w: float = 0.5) -> torch.Tensor:
         x = self.eps
         ts = np.linspace(0, self.schedule.T, steps + 1).round().astype(int)[::-1]
         for t, t_prev in zip(ts[:-1], ts[1:], strict=True):
             eps = (1 + w) * self.eps_hat(x, t, self.label) - w * self.eps_hat(x, t, self.no_class)
             x = self.signal[t_prev] * (x - self.noise[t] * eps) / self.signal[t] + self.noise[t_prev] * eps
-        return x.cpu().numpy()
+        return x

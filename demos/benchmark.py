@@ -30,7 +30,7 @@ from npdiff.backend import Array, select, to_numpy
 from npdiff.kit import cli, files, parallel
 from npdiff.kit.errors import UserError
 from npdiff.nn import mlp, unet
-from npdiff.nn.params import Tree, flatten, map_leaves, pack, unflatten
+from npdiff.nn.params import map_leaves, pack, unflatten
 from npdiff.reverse import predictor
 
 try:
@@ -74,15 +74,15 @@ class Case:
         return self.predictor()(self.x_0, self.t)
 
     def sample(self, steps: int = 5) -> Array:
-        for step in sampler.ddim(self.predictor(guidance=0.5), self.eps, CHAIN, steps):
-            pass
-        return step.x_prev
+        *_, last = sampler.ddim(self.predictor(guidance=0.5), self.eps, CHAIN, steps)
+        return last.x_prev
 
 
-def rows(xp: Any, workers: parallel.Workers | None, smoke: bool) -> dict[str, tuple[Case, str]]:
-    """Each row's name, its case, and what of it is timed."""
+def rows(xp: Any, threads: int | None, smoke: bool) -> dict[str, tuple[Case, str]]:
+    """Each row's name, its case, and what of it is timed; with workers, where there are `threads`, for what is large enough to share."""
+    workers, large = (parallel.Workers(threads, size) if threads else None for size in (_digits.PIECE, 1024))
     width, many = (8, 8) if smoke else (_digits.PRESETS[xp.__name__]["width"], _digits.PRESETS[xp.__name__]["batch"])
-    points = {n: Case(mlp, xp, n, (2,), None) for n in (32, 256, 2048)}
+    points = {n: Case(mlp, xp, n, (2,), large if n > 1024 else None) for n in (32, 256, 2048)}
     digits = Case(unet, xp, many, DIGITS, workers, width=width)
     return {
         **{f"MLP step, batch {n}": (case, "step") for n, case in points.items()},
@@ -94,7 +94,7 @@ def rows(xp: Any, workers: parallel.Workers | None, smoke: bool) -> dict[str, tu
 
 def compare(case: Case, twin: Any) -> float:
     """The largest relative difference between our output and gradient and the twin's. UserError above AGREE."""
-    pairs = [(case.forward(), twin.forward()), (case.gradient()[1], twin.gradient())]
+    pairs = [(case.forward(), twin.as_ours(twin.forward())), (case.gradient()[1], twin.gradient())]
     worst = max(float(np.linalg.norm(to_numpy(a) - b) / np.linalg.norm(b)) for a, b in pairs)
     if not worst < AGREE:
         raise UserError(f"the peer's network is not ours: outputs or gradients differ by {worst:.1e}")
@@ -212,7 +212,6 @@ def main(args: argparse.Namespace) -> None:
         os.environ["CUPY_TF32"] = "1"
     xp = select(args.backend)
     wait = xp.cuda.get_current_stream().synchronize if xp is not np else lambda: None
-    workers = None if args.plain or xp is not np else parallel.Workers(args.threads, _digits.PIECE)
     if _peer:
         _peer.settings(args.threads, args.tf32)
     versions = f"NumPy {np.__version__}" + (f", PyTorch {_peer.version}" if _peer else "; PyTorch is not installed: our column alone")
@@ -223,7 +222,7 @@ def main(args: argparse.Namespace) -> None:
     )
     print(f"\n{'':<44} {'ours, ms':>10} {'peer, ms':>10} {'ratio':>7}")
     table = []
-    for name, (case, what) in rows(xp, workers, args.smoke).items():
+    for name, (case, what) in rows(xp, None if args.plain or xp is not np else args.threads, args.smoke).items():
         functions = [getattr(case, what)]
         if _peer:
             twin = _peer.Twin(case, CHAIN)
