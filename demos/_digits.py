@@ -1,6 +1,7 @@
 """What surrounds the mathematics in the demo of digits: its flags, its figures, its pictures."""
 
 import argparse
+import functools
 import json
 import os
 import time
@@ -18,12 +19,13 @@ from npdiff.kit.errors import UserError
 from npdiff.kit.parallel import Workers, in_pieces
 from npdiff.nn import unet
 from npdiff.nn.params import Tree, flatten
+from npdiff.papers import improved_ddpm, vdm
 from npdiff.reverse import predictor
 from npdiff.sampler import Predictor, Step
-from npdiff.schedule import Schedule
+from npdiff.schedule import Schedule, cosine, uniform_log_snr
 
 DEFAULTS: dict[str, Any] = dict(
-    T=1000, predict="v", minutes=None, steps=None, batch=None, lr=4e-3, width=None, label_dropout=0.1, digits="0123456789",
+    objective="simple", T=1000, predict="v", minutes=None, steps=None, batch=None, lr=4e-3, width=None, label_dropout=0.1, digits="0123456789",
     sampler="ddim", sampling_steps=None, guidance=0.35, samples=1000, seed=0, backend="auto", gif=True, smoke=False,
 )  # fmt: skip
 SMOKE: dict[str, Any] = dict(T=20, steps=3, batch=4, width=8, samples=12, sampling_steps=3, smoke=True)
@@ -31,6 +33,7 @@ PRESETS: dict[str, dict[str, Any]] = {  # by backend; minutes where neither they
     "numpy": dict(width=32, batch=64, minutes=12.0),
     "cupy": dict(width=64, batch=256, minutes=5.0),
 }
+BOUND: dict[str, Any] = dict(lr=2e-3, label_dropout=1.0)  # for the bound: the network is told no class
 FREE = ("digits", "sampler", "sampling_steps", "guidance", "samples", "seed", "gif", "backend", "smoke")
 
 DEMOS = Path(__file__).parent
@@ -57,6 +60,8 @@ def flags(description: str | None) -> cli.Parser:
     group.add_argument("--data-dir", type=Path, metavar="DIR", help="folder of MNIST's four files; default: see $NPDIFF_DATA in README.md")
     group.add_argument("--T", type=cli.whole(1, 100_000), metavar="N", help="steps of the chain; default 1000")
     group = parser.add_argument_group("training")
+    words = "simple: for looks; bound: for the likelihood, with a learned variance; default simple"
+    group.add_argument("--objective", type=cli.one_of("simple", "bound"), metavar="NAME", help=words)
     group.add_argument("--predict", type=cli.one_of("eps", "v"), help="what the network puts out: eps or v; default v")
     group.add_argument("--minutes", type=cli.number(0, 10_000), metavar="X", help="train for about so long; default 12, on a GPU 5")
     group.add_argument("--steps", type=cli.whole(1), metavar="N", help="steps of Adam, in the place of minutes")
@@ -83,7 +88,8 @@ def parse(description: str | None, argv: list[str] | None = None) -> argparse.Na
         os.environ["CUPY_TF32"] = "1"  # read by CuPy when its first product is computed
     if args.weights and not args.sample_only:
         raise UserError("--weights: these are for --sample-only; training starts anew, or goes on with --resume")
-    args.settings = cli.settings(args, DEFAULTS, SMOKE, FREE, kept_settings(args))
+    defaults = {**DEFAULTS, **(BOUND if args.objective == "bound" else {})}
+    args.settings = cli.settings(args, defaults, SMOKE, FREE, kept_settings(args))
     for name, value in args.settings.items():
         setattr(args, name, value)
     if not args.digits or set(args.digits) - set("0123456789"):
@@ -111,6 +117,11 @@ def read_weights(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
         raise UserError(f"{path}: missing, or not the weights of a run of demos/mnist.py") from error
 
 
+def network(args: argparse.Namespace) -> tuple[Any, Schedule]:
+    """The network, and the levels that it is trained on: for the bound down to almost no noise, where the last bits are decided."""
+    return (vdm, uniform_log_snr(args.T)) if args.objective == "bound" else (unet, cosine(args.T))
+
+
 def preset(args: argparse.Namespace, xp: Any) -> None:
     """Fill in what depends on the backend."""
     for name, value in PRESETS[xp.__name__].items():
@@ -134,21 +145,25 @@ def draw_digits(digits: mnist.Digits, label_dropout: float) -> Callable[[int, np
 class Report:
     """All that a run prints, draws and writes: opened before training, shown every step of the sampler, written at the end."""
 
-    def __init__(self, args: argparse.Namespace, digits: mnist.Digits, schedule: Schedule, rng: np.random.Generator, xp: Any) -> None:
-        self.args, self.digits, self.schedule, self.rng, self.xp = args, digits, schedule, rng, xp
+    def __init__(
+        self, args: argparse.Namespace, digits: mnist.Digits, net: Any, schedule: Schedule, rng: np.random.Generator, xp: Any
+    ) -> None:
+        self.args, self.digits, self.net, self.schedule, self.rng, self.xp = args, digits, net, schedule, rng, xp
         self.started = time.monotonic()
         self.way_back: dict[int, np.ndarray] = {}  # ten digits at about forty t on the sampler's way
         self.metrics: dict[str, Any] = {"npdiff": __version__, "settings": args.settings, "backend": xp.__name__}
-        self.workers = Workers(args.threads, PIECE) if xp is np and not args.plain else None
-        self.gradient = self.workers.gradient if self.workers else train.gradient
+        of = functools.partial(improved_ddpm.gradient, discretised=True) if net is vdm else train.gradient
+        self.workers = Workers(args.threads, PIECE, of) if xp is np and not args.plain else None
+        self.gradient = self.workers.gradient if self.workers else of
+        self.importance = improved_ddpm.ImportanceSampler(args.T if net is vdm else 0)
         cli.own_folder(args.out)
         print(digits.note)
         state = judge.terminal_state(
             lambda n, rng: mnist.to_model(digits.train_x[rng.integers(len(digits.train_x), size=n)]), schedule, rng
         )
         self.metrics |= state
-        words = f"predict {args.predict}, schedule cosine, T {args.T}, width {args.width}, batch {args.batch}"
-        print(f"{words}; {xp.__name__}, seed {args.seed}; writes to {args.out}")
+        words = f"predict {args.predict}, T {args.T}, width {args.width}, batch {args.batch}"
+        print(f"objective {args.objective}, {words}; {xp.__name__}, seed {args.seed}; writes to {args.out}")
         judge.say_terminal_state(state)
         if args.steps is not None and not args.sample_only:
             print(f"{args.steps} steps")
@@ -156,12 +171,20 @@ class Report:
     def load(self, state: train.State, rng: np.random.Generator) -> None:
         """The checkpoint in DIR, or the weights of a file, into the state."""
         if self.args.weights is None:
-            return checkpoint.load(self.args.checkpoint, state, rng)
+            return checkpoint.load(self.args.checkpoint, state, rng, self.importance.last)
         theta, _ = read_weights(self.args.weights)
         if theta.shape != state.ema.shape:
             raise UserError(f"{self.args.weights}: holds {theta.size} parameters and this network has {state.ema.size}")
         state.ema[...] = self.xp.asarray(theta)
         print(f"weights from {self.args.weights}")
+
+    def recipe(self, trial: bool = False) -> dict[str, Any]:
+        """How the network is trained. A trial leaves no trace."""
+        how = dict(predict=self.args.predict, lr=self.args.lr, hold=0.2, beta_2=0.99)
+        if self.net is not vdm:
+            return dict(how, weight="target", gradient=self.gradient)
+        importance = improved_ddpm.ImportanceSampler(self.args.T) if trial else self.importance
+        return dict(how, weight="vlb", draw_t=importance.draw, gradient=importance.gradient(self.gradient))
 
     def say_steps(self) -> None:
         """Keep the number of steps that the budget allows among the settings, so that a resumed run has the same."""
@@ -175,10 +198,12 @@ class Report:
     def predictor(self, params: Tree, label: np.ndarray, guidance: float | None = None) -> Predictor:
         """predict_eps(x_t, t) for digits of these labels, in pieces: for the workers, or for the memory."""
         w = self.args.guidance if guidance is None else guidance
-        how = params, self.schedule, self.args.predict, w
+        how = params, self.schedule, self.args.predict
+        if self.net is vdm:
+            return in_pieces(lambda label: improved_ddpm.predictor(vdm, *how), LARGEST_PIECE, label=label)
         if self.workers:
-            return self.workers.predictor(unet, *how, label=label)
-        return in_pieces(lambda label: predictor(unet, *how, label=label), LARGEST_PIECE, label=label)
+            return self.workers.predictor(unet, *how, w, label=label)
+        return in_pieces(lambda label: predictor(unet, *how, w, label=label), LARGEST_PIECE, label=label)
 
     def see(self, step: Step) -> None:
         """Keep ten digits, one a class where all ten are drawn, at about forty t on the way back, for the pictures."""

@@ -236,9 +236,8 @@ def main(args: argparse.Namespace) -> None:
     if xp is np:
         size, width = (4, 8) if args.smoke else (_digits.PIECE, 32)
         p = products(size, width, args.repeats)
-        print(
-            f"\nproducts: {p['share']:.0%} of the plain U-Net step on one thread, at {p['gflops']:.0f} GFLOP/s; a large one {p['ceiling_gflops']:.0f}"
-        )
+        print(f"\nproducts take {p['share']:.0%} of the plain U-Net step on one thread, at {p['gflops']:.0f} GFLOP/s;", end=" ")
+        print(f"one of two matrices of 1024 x 1024 runs at {p['ceiling_gflops']:.0f}")
         if args.profile:
             say_profile(profile(size, width, args.repeats))
     peak = sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 2**20

@@ -17,10 +17,8 @@ import copy
 import numpy as np
 
 import _digits
-from npdiff import schedule
 from npdiff.backend import select, standard_normal
 from npdiff.kit import budget, checkpoint, cli, mnist, parallel, progress
-from npdiff.nn import unet
 from npdiff.nn.params import map_leaves
 from npdiff.sampler import ddim, ddpm
 from npdiff.train import start, train
@@ -31,25 +29,23 @@ def main(args: argparse.Namespace) -> None:
     xp = select(args.backend)
     _digits.preset(args, xp)
     digits = mnist.digits(args.data_dir, _digits.SHIPPED_DIGITS)
-    chain = schedule.cosine(args.T)
+    net, chain = _digits.network(args)
     training_rng, sampling_rng, judging_rng = (np.random.default_rng([args.seed, i]) for i in range(3))
-    report = _digits.Report(args, digits, chain, judging_rng, xp)
+    report = _digits.Report(args, digits, net, chain, judging_rng, xp)
 
     # Training: Algorithm 1, on digits and their labels
-    state = start(map_leaves(xp.asarray, unet.init(training_rng, width=args.width)))
+    state = start(map_leaves(xp.asarray, net.init(training_rng, width=args.width)))
     if args.resume or args.sample_only:
         report.load(state, training_rng)
-
-    def training(state, rng, steps):
-        sample = _digits.draw_digits(digits, args.label_dropout)
-        recipe = dict(predict=args.predict, weight="target", lr=args.lr, hold=0.2, beta_2=0.99)
-        return train(unet, state, sample, chain, rng, steps, args.batch, gradient=report.gradient, **recipe)
+    sample = _digits.draw_digits(digits, args.label_dropout)
 
     if args.steps is None:
-        args.steps = budget.steps_in(args.minutes, training(start(state.params), copy.deepcopy(training_rng), 10**9))
+        trial = start(state.params), sample, chain, copy.deepcopy(training_rng), 10**9, args.batch
+        args.steps = budget.steps_in(args.minutes, train(net, *trial, **report.recipe(trial=True)))
         report.say_steps()
     if not args.sample_only:
-        steps = checkpoint.keep(training(state, training_rng, args.steps), args.checkpoint, state, training_rng, args.settings)
+        steps = train(net, state, sample, chain, training_rng, args.steps, args.batch, **report.recipe())
+        steps = checkpoint.keep(steps, args.checkpoint, state, training_rng, args.settings, more=report.importance.last)
         for _ in progress.training(steps, state.step, args.steps, args.batch, unit="images"):
             pass
 

@@ -2,7 +2,9 @@
 
 import math
 
-from npdiff.backend import Array, get_array_module
+import numpy as np
+
+from npdiff.backend import Array, get_array_module, to_numpy
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -29,6 +31,21 @@ def kl(mean_1: Array, var_1: Array, mean_2: Array, var_2: Array) -> Array:
     """
     r = var_1 / var_2
     return 0.5 * (r - 1 - log(r) + (mean_1 - mean_2) ** 2 / var_2)
+
+
+def log_cdf(x: Array) -> Array:
+    """log Phi(x), Phi(x) = erfc(-x / sqrt(2)) / 2, of x's shape, in float64: from erfc of the standard library, on the host.
+
+    Far out erfc is 0, and the series of its tail is taken: log Phi(x) = -x^2/2 - log(-x sqrt(2 pi)) + log(1 - 1/x^2 + 3/x^4 - 15/x^6).
+    """
+    on_host = to_numpy(x).astype(np.float64)
+    near, far = np.maximum(on_host, -20.0), np.minimum(on_host, -20.0)
+    tail = -0.5 * (far**2 + LOG_2PI) - np.log(-far) + np.log1p((-1 + (3 - 15 / far**2) / far**2) / far**2)
+    body = np.log(0.5 * np.asarray(_erfc(near / -math.sqrt(2)), np.float64))
+    return get_array_module(x).asarray(np.where(on_host < -20, tail, body))
+
+
+_erfc = np.frompyfunc(math.erfc, 1, 1)
 
 
 def log_sum_exp(x: Array) -> Array:

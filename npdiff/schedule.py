@@ -101,6 +101,16 @@ def cosine(T: int = 1000, s: float = 0.008) -> Schedule:
     return variance_preserving(np.minimum(1 - f[1:] / f[:-1], 0.999))
 
 
+def uniform_log_snr(T: int, level_1: float = -6.0, level_T: float = 5.0) -> Schedule:
+    """Variance preserving, with level = log(noise / signal) in equal steps from level_1 to level_T: log-SNR is -2 level.
+
+    signal^2 = 1 / (1 + exp(2 level)), noise^2 = 1 / (1 + exp(-2 level)).
+    """
+    level = np.linspace(level_1, level_T, _check_T(T))
+    signal, noise = 1 / np.sqrt(1 + np.exp(2 * level)), 1 / np.sqrt(1 + np.exp(-2 * level))
+    return Schedule(np.concatenate([[1.0], signal]), np.concatenate([[0.0], noise]))
+
+
 def _check_T(T: int) -> int:
     if not isinstance(T, (int, np.integer)) or T < 1:
         raise ValueError(f"T must be a whole number of steps, at least 1, got {T!r}")

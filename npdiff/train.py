@@ -78,6 +78,19 @@ def gradient(
     return loss, flatten(grads)
 
 
+def update(state: State, grad: Array, steps: int, lr: float, hold: float, clip: float, beta_2: float, ema_decay: float) -> None:
+    """Step state.step + 1 of `steps`, along dL/dtheta: the gradient clipped, Adam at the rate of that step, the average of theta."""
+    state.step += 1
+    rate = learning_rate(state.step, steps, lr, hold=hold)
+    adam(state.theta, clip_norm(grad, clip), state.m, state.v, state.step, rate, beta_2=beta_2)
+    average(state.ema, state.theta, state.step, ema_decay)
+
+
+def uniform(batch: int, T: int, rng: np.random.Generator) -> np.ndarray:
+    """t uniform on 1..T."""
+    return rng.integers(1, T + 1, size=batch)
+
+
 def train(
     net: Any,
     state: State,
@@ -93,6 +106,7 @@ def train(
     beta_2: float = 0.999,
     ema_decay: float = 0.999,
     hold: float = 0.0,
+    draw_t: Callable[[int, int, np.random.Generator], np.ndarray] = uniform,
     gradient: Callable[..., tuple[Array, Array]] = gradient,
 ) -> Iterator[TrainStep]:
     """Algorithm 1, Ho et al. 2020, arXiv:2006.11239, from state.step + 1 to `steps`; `state` is changed in place.
@@ -106,19 +120,17 @@ def train(
     lr, hold : the peak of `optim.learning_rate`, and the share of the steps that it is held for
     clip : the largest norm of the gradient
     beta_2 : of Adam
+    draw_t : draw_t(batch, T, rng) -> t
     gradient : how loss and dL/dtheta are found: `gradient` above, or something faster that agrees with it
     """
     while state.step < steps:
-        step = state.step + 1
         drawn = sample(batch, rng)
         x_0, inputs = drawn if isinstance(drawn, tuple) else (drawn, {})
         x_0 = get_array_module(state.theta).asarray(x_0)
-        t = rng.integers(1, schedule.T + 1, size=batch)
+        t = draw_t(batch, schedule.T, rng)
         eps = standard_normal(rng, x_0.shape, like=x_0)
 
         loss, grad = gradient(net, state.params, x_0, t, eps, schedule, predict, weight, **inputs)
 
-        adam(state.theta, clip_norm(grad, clip), state.m, state.v, step, learning_rate(step, steps, lr, hold=hold), beta_2=beta_2)
-        average(state.ema, state.theta, step, ema_decay)
-        state.step = step
-        yield TrainStep(step, x_0, t, eps, loss, grad)
+        update(state, grad, steps, lr, hold, clip, beta_2, ema_decay)
+        yield TrainStep(state.step, x_0, t, eps, loss, grad)

@@ -30,6 +30,7 @@ CORE = [
     "nn.conv",
     "nn.winograd",
     "nn.unet",
+    "likelihood",
     "optim",
     "train",
 ]

@@ -80,3 +80,15 @@ def test_log_sum_exp_moves_with_its_terms_and_never_overflows(seed, K, shift):
     assert normal.log_sum_exp(x).shape == (5, 1)
     np.testing.assert_allclose(normal.log_sum_exp(x), expected, rtol=0, atol=32 * EPS)
     np.testing.assert_allclose(normal.log_sum_exp(x + shift), expected + shift, rtol=0, atol=8 * EPS * (4 + abs(shift)))
+
+
+def test_log_cdf_is_the_log_of_the_distribution_function_and_its_tail_goes_on_smoothly():
+    x = np.array([-4.0, -3.0, -0.5, 0.0, 1.0, 5.0])
+    np.testing.assert_allclose(np.exp(normal.log_cdf(x)), [NormalDist().cdf(a) for a in x], rtol=1e-12)
+    assert normal.log_cdf(np.array([-np.inf, np.inf])).tolist() == [-np.inf, 0.0]
+    # log Phi(x) for large negative x lies between these two (Mills' ratio).
+    x = -np.geomspace(15, 300, 200)
+    density = normal.log_prob(x, 0.0, 1.0)
+    upper = density - np.log(-x)
+    assert (normal.log_cdf(x) < upper).all() and (normal.log_cdf(x) > upper + np.log1p(-1 / x**2)).all()
+    np.testing.assert_allclose(*(normal.log_cdf(np.array([a])) for a in (-20.0, np.nextafter(-20.0, -21.0))), rtol=1e-10)

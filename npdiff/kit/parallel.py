@@ -21,7 +21,7 @@ import numpy as np
 from npdiff import reverse, train
 from npdiff.backend import Array
 from npdiff.forward import Time
-from npdiff.nn import winograd
+from npdiff.nn import unet, winograd
 from npdiff.nn.params import Tree, flatten, unflatten
 from npdiff.sampler import Predictor
 from npdiff.schedule import Schedule
@@ -54,24 +54,29 @@ def rows_of(value: Any, rows: slice) -> Any:
 class Workers:
     """`count` processes that share theta and take a batch's pieces of `size` rows in turn. They end with this process.
 
-    `Workers(2, 16).gradient` takes the place of `train.gradient`, and `Workers(2, 16).predictor` that of `reverse.predictor`.
-    A script that makes one needs `if __name__ == "__main__":`, since every worker imports it.
+    `Workers(2, 16).gradient` takes the place of `train.gradient`, or of another function of that kind that is given, and
+    `Workers(2, 16).predictor` that of `reverse.predictor`. A script that makes one needs `if __name__ == "__main__":`, since every worker
+    imports it.
     """
 
-    def __init__(self, count: int, size: int) -> None:
-        self.count, self.size = count, size
+    def __init__(self, count: int, size: int, of: Callable[..., tuple[Array, Array]] = train.gradient) -> None:
+        self.count, self.size, self.of = count, size, of
         self.theta, self.grads = np.empty(0), np.empty((0, 0))
         self.pipes: list[Connection] = []
 
     def gradient(
         self, net: Any, params: Tree, x_0: Array, t: np.ndarray, eps: Array, schedule: Schedule, *how: str, **inputs: Array
     ) -> tuple[Array, Array]:
-        """As `train.gradient`: the pieces' losses and gradients, which are means over a piece, weighed by its share of the batch."""
+        """As `train.gradient`: the pieces' losses and gradients, which are means over a piece, weighed by its share of the batch.
+
+        Where the function gives a loss for each row, (B,), these are laid end to end.
+        """
         pieces = cut(len(x_0), self.size)
         share = np.array([rows.stop - rows.start for rows in pieces], x_0.dtype) / np.asarray(len(x_0), x_0.dtype)
         calls = [((x_0[rows], t[rows], eps[rows], schedule, *how), rows_of(inputs, rows)) for rows in pieces]
-        losses = np.stack(self.map(train.gradient, net, params, calls))
-        return (share * losses).sum(), share @ self.grads[: len(pieces)]
+        losses = self.map(self.of, net, params, calls, len(pieces))
+        loss = np.concatenate(losses) if losses[0].ndim else (share * np.stack(losses)).sum()
+        return loss, share @ self.grads[: len(pieces)]
 
     def predictor(
         self, net: Any, params: Tree, schedule: Schedule, predict: str = "eps", guidance: float = 0.0, **inputs: Array
@@ -81,13 +86,13 @@ class Workers:
         def predict_eps(x_t: Array, t: Time) -> Array:
             pieces = cut(len(x_t), self.size)
             calls = [((x_t[rows], rows_of(t, rows), schedule, predict, guidance), rows_of(inputs, rows)) for rows in pieces]
-            return np.concatenate(self.map(predict_piece, net, params, calls))
+            return np.concatenate(self.map(predict_piece, net, params, calls, 0))
 
         return predict_eps
 
-    def map(self, function: Callable, net: Any, params: Tree, calls: list[tuple]) -> list[Any]:
-        """What the workers answer to function(net, params, *arguments, **inputs), call by call; a gradient is put into self.grads."""
-        theta, grads = flatten(params), len(calls) if function is train.gradient else 0
+    def map(self, function: Callable, net: Any, params: Tree, calls: list[tuple], grads: int) -> list[Any]:
+        """What the workers answer to function(net, params, *arguments, **inputs), call by call; the gradients are put into self.grads."""
+        theta = flatten(params)
         if self.theta.shape != theta.shape or self.theta.dtype != theta.dtype or len(self.grads) < grads:
             self.stop()
             self.start(theta, params, max(1, grads))
@@ -132,10 +137,11 @@ def work(pipe: Connection, raw: list[Any], like: Tree) -> None:
     keep_freed_memory()
     theta, grads = views(raw, flatten(like))
     params = unflatten(theta, like)
+    winograd.put_into(unet)
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
             function, name, calls = pipe.recv()
-            net = winograd.put_into(importlib.import_module(name))
+            net = importlib.import_module(name)
             pipe.send([(i, answer(function, net, params, grads[i:], *call)) for i, call in calls])
 
 

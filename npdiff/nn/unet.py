@@ -41,8 +41,8 @@ GROUPS = 8  # of channels, in every group norm
 STRIDE = 4  # between pixels of x and those of the coarse level
 
 
-def init(rng: np.random.Generator, channels: int = 1, classes: int = 10, width: int = 32) -> Tree:
-    """Float32 parameters for x of shape (B, H, W, channels): 448 thousand of them at width 32.
+def init(rng: np.random.Generator, channels: int = 1, classes: int = 10, width: int = 32, outputs: int | None = None) -> Tree:
+    """Float32 parameters for x of shape (B, H, W, channels): 448 thousand of them at width 32. `outputs` channels of out, as many if None.
 
     Weights are drawn from N(0, 1/inputs), class embeddings from N(0, 1); row `classes` stands for no class. Whatever ends
     a block starts at zero, and so does the last convolution: an untrained block adds nothing, an untrained network puts out 0.
@@ -65,7 +65,7 @@ def init(rng: np.random.Generator, channels: int = 1, classes: int = 10, width: 
         "grow": layer(rng, 3, 3, coarse, fine),
         "decode_fine": block(rng, 2 * fine, fine, embedding),
         "norm": norm(fine),
-        "last": layer(rng, 3, 3, fine, 4 * channels, scale=0.0),
+        "last": layer(rng, 3, 3, fine, 4 * (outputs or channels), scale=0.0),
     }
 
 

@@ -78,8 +78,6 @@ def conv2d_backward(grad_y: Array, cache: Cache) -> tuple[Array, Grads]:
     return grad_x, {"w": grad_w, "b": grad_b}
 
 
-def put_into(net: Any) -> Any:
-    """The network's module with these convolutions in the place of the plain ones: in a process that no one steps through."""
-    if hasattr(net, "conv2d_forward"):
-        net.conv2d_forward, net.conv2d_backward = conv2d_forward, conv2d_backward
-    return net
+def put_into(net: Any) -> None:
+    """These convolutions in the place of the plain ones in a network's module: for a process that no one steps through."""
+    net.conv2d_forward, net.conv2d_backward = conv2d_forward, conv2d_backward

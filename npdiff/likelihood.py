@@ -1,0 +1,136 @@
+"""The bound on the likelihood, term by term. Log-likelihoods and divergences are in nats, a data point.
+
+    -log p(x_0) <= L_T + sum_{t=2}^{T} L_{t-1} + L_0,                                  eq. (5), Ho et al. 2020, arXiv:2006.11239
+
+    L_T      = KL(q(x_T | x_0) || N(0, I))
+    L_{t-1}  = E KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t))
+    L_0      = -E log p(x_0 | x_1)
+
+The reverse step p(x_{t-1} | x_t) = N(mean, var) comes from a function reverse(x_t, t) -> mean, var: `fixed` makes one from any
+predict_eps, `npdiff/papers/improved_ddpm.py` one whose variance is learned. Divide by the dimension and by log 2 for bits a dimension.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from npdiff import normal
+from npdiff.backend import Array, get_array_module, standard_normal, to_numpy
+from npdiff.forward import Time, prior_kl, q_posterior, q_sample, q_step
+from npdiff.reverse import p_mean_from_eps
+from npdiff.schedule import Schedule, coefficient
+
+Reverse = Callable[[Array, Time], tuple[Array, Array]]
+
+
+class Term(NamedTuple):
+    """A line of the ledger: its mean over the data in nats, and the standard error of that."""
+
+    name: str  # "L_T", "L_t-1" or "L_0"
+    t: int
+    nats: float
+    error: float
+
+
+def fixed(predict_eps: Callable[[Array, Time], Array], schedule: Schedule, variance: str | np.ndarray = "beta_tilde") -> Reverse:
+    """reverse(x_t, t) -> the mean of eq. (11), Ho et al. 2020, and a variance that is fixed: "beta", "beta_tilde", or a table (T+1,).
+
+    beta_tilde is 0 at t = 1, where no density is left; there, as in the paper's L_0, beta_tilde[2] takes its place (T > 1).
+    """
+    table = np.array(getattr(schedule, variance) if isinstance(variance, str) else variance, np.float64)
+    if table[1] == 0:
+        table[1] = table[2]
+
+    def reverse(x_t: Array, t: Time) -> tuple[Array, Array]:
+        return p_mean_from_eps(x_t, t, predict_eps(x_t, t), schedule), coefficient(table[t], x_t)
+
+    return reverse
+
+
+def best_variance(loss: np.ndarray, schedule: Schedule) -> np.ndarray:
+    """The variance of each reverse step that makes the bound smallest, for a predictor whose loss |eps - eps_hat|^2 has the means loss[t].
+
+    v_t = beta_tilde_t + beta_t^2 / (alpha_t noise_t^2) loss_t,  the mean of |x_{t-1} - mean|^2; all a dimension, in tables (T+1,).
+
+    x_{t-1} has variance beta_tilde given x_t and x_0, and its mean moves by beta / (sqrt(alpha) noise) with eps. For a perfect predictor
+    this is the mean variance of q(x_{t-1} | x_t). Theorem 1, Bao et al. 2022, arXiv:2201.06503, written with the loss for the score.
+    """
+    s = schedule
+    table = np.zeros(s.T + 1)
+    table[1:] = s.beta_tilde[1:] + s.beta[1:] ** 2 / (s.alpha[1:] * s.noise[1:] ** 2) * loss[1:]
+    return table
+
+
+def gaussian_decoder(x_0: Array, mean: Array, var: Array) -> Array:
+    """log p(x_0 | x_1) of points: log N(x_0; mean, var), in nats, for each coordinate."""
+    return normal.log_prob(x_0, mean, var)
+
+
+def discretised_decoder(x_0: Array, mean: Array, var: Array) -> Array:
+    """log p(x_0 | x_1) of pixels 0..255 that stand as x/127.5 - 1 in [-1, 1], in nats, for each: the mass of N(mean, var) around x_0.
+
+    p(x_0) = Phi((x_0 + 1/255 - mean)/sigma) - Phi((x_0 - 1/255 - mean)/sigma), and the ends reach to infinity: the 256 sum to 1.
+    Eq. (13), Ho et al. 2020, arXiv:2006.11239.
+    """
+    xp, sigma = get_array_module(x_0), var**0.5
+    upper = xp.where(x_0 > 0.999, math.inf, (x_0 + 1 / 255 - mean) / sigma)
+    lower = xp.where(x_0 < -0.999, -math.inf, (x_0 - 1 / 255 - mean) / sigma)
+    # Above 0 the difference of two numbers near 1 would lose its digits: there the mirror image is taken.
+    above = lower + upper > 0
+    log_upper = normal.log_cdf(xp.where(above, -lower, upper))
+    log_lower = normal.log_cdf(xp.where(above, -upper, lower))
+    return log_upper + xp.log1p(-xp.exp(log_lower - log_upper))
+
+
+def step_kl(x_0: Array, x_t: Array, t: Time, schedule: Schedule, reverse: Reverse) -> Array:
+    """L_{t-1} for each data point: KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)), summed over its coordinates: (B, ...) -> (B,). t >= 2."""
+    mean, var = reverse(x_t, t)
+    mean_q, var_q = q_posterior(x_0, x_t, t, schedule)
+    return normal.kl(mean_q, var_q, mean, var).reshape(len(x_0), -1).sum(axis=1)
+
+
+def bound(
+    x_0: Array, schedule: Schedule, reverse: Reverse, rng: np.random.Generator, decoder: Callable[..., Array] = gaussian_decoder
+) -> Iterator[tuple[Term, np.ndarray]]:
+    """The ledger of eq. (5), from L_T down to L_0: T + 1 terms, each with what it is for each data point, (B,); one x_t is drawn for each.
+
+    Sum the second entries over the terms for the bound of each data point. With a draw for every t each term is estimated on its
+    own ("Rao-Blackwellised": the KL is exact, only x_t is drawn).
+    """
+    yield ledger_line("L_T", schedule.T, prior_kl(x_0, schedule))
+    for t in range(schedule.T, 1, -1):
+        x_t = q_sample(x_0, t, standard_normal(rng, x_0.shape, like=x_0), schedule)
+        yield ledger_line("L_t-1", t, step_kl(x_0, x_t, t, schedule, reverse))
+    x_1 = q_sample(x_0, 1, standard_normal(rng, x_0.shape, like=x_0), schedule)
+    yield ledger_line("L_0", 1, -decoder(x_0, *reverse(x_1, 1)).reshape(len(x_0), -1).sum(axis=1))
+
+
+def ledger_line(name: str, t: int, nats: Array) -> tuple[Term, np.ndarray]:
+    values = to_numpy(nats).astype(np.float64)
+    return Term(name, t, float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values)))), values
+
+
+def path(
+    x_0: Array, schedule: Schedule, reverse: Reverse, rng: np.random.Generator, decoder: Callable[..., Array] = gaussian_decoder
+) -> Array:
+    """The bound of a chain x_0, ..., x_T seen as a hierarchy of latent variables, whose encoder has no parameters: (B, ...) -> (B,), nats.
+
+    -log N(x_T; 0, I) - sum_t log p(x_{t-1} | x_t) + sum_t log q(x_t | x_{t-1}),  on one path of q. Eq. (3), Ho et al. 2020.
+    The same in expectation as the sum of `bound`, and of larger variance.
+    """
+
+    def total(log_p: Array) -> Array:
+        return log_p.reshape(len(x_0), -1).sum(axis=1)
+
+    x_prev, nats = x_0, 0.0
+    for t in range(1, schedule.T + 1):
+        eps = standard_normal(rng, x_0.shape, like=x_0)
+        x_t = q_step(x_prev, t, eps, schedule)
+        mean, var = reverse(x_t, t)
+        log_p = decoder(x_0, mean, var) if t == 1 else normal.log_prob(x_prev, mean, var)
+        log_q = normal.log_prob(eps, 0.0, 1.0) - 0.5 * math.log(schedule.beta[t])  # of x_t given x_{t-1}
+        nats = nats + total(log_q - log_p)
+        x_prev = x_t
+    return nats - total(normal.log_prob(x_prev, 0.0, 1.0))
