@@ -25,7 +25,8 @@ from npdiff.sampler import Predictor, Step
 from npdiff.schedule import Schedule, cosine, uniform_log_snr
 
 DEFAULTS: dict[str, Any] = dict(
-    objective="simple", T=1000, predict="v", minutes=None, steps=None, batch=None, lr=4e-3, width=None, label_dropout=0.1, digits="0123456789",
+    objective="simple", T=1000, predict="v", minutes=None, steps=None, batch=None, lr=4e-3, width=None, label_dropout=0.1,
+    digits="0123456789",
     sampler="ddim", sampling_steps=None, guidance=0.35, samples=1000, seed=0, backend="auto", gif=True, smoke=False,
 )  # fmt: skip
 SMOKE: dict[str, Any] = dict(T=20, steps=3, batch=4, width=8, samples=12, sampling_steps=3, smoke=True)
