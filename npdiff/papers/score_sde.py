@@ -1,8 +1,8 @@
 """Score-based models through stochastic differential equations. Song et al. 2021, arXiv:2011.13456.
 
-What the paper proposed: the forward process is an SDE, dx = f x dt + g dw, and it has a reverse SDE and an ODE with the same marginals,
-which need nothing but the score. DDPM and NCSN are two of its discretisations. What later work changed: better variables and levels for the ODE
-(edm.py, dpm_solver.py).
+What the paper proposed: the forward process is an SDE, dx = f x dt + g dw, and it has a reverse SDE and an ODE with the same
+marginals, which need nothing but the score. DDPM and NCSN are two of its discretisations. What later work changed: better variables and
+levels for the ODE (edm.py, dpm_solver.py).
 
     euler_maruyama        eq. (6)             the reverse SDE, in steps
     predictor_corrector   Algorithms 2 and 3  a step of ancestral sampling, then Langevin steps at the new level
@@ -119,7 +119,7 @@ def exact_divergence(net: Any, params: Tree, schedule: Schedule, predict: str = 
 def hutchinson(
     net: Any, params: Tree, schedule: Schedule, rng: np.random.Generator, predict: str = "eps", **inputs: Any
 ) -> EpsAndDivergence:
-    """(x_t, t) -> eps_hat, u . J u with u = +-1: an estimate of div eps_hat = E[u . J u] by one backward pass. Eq. (40), Song et al. 2021."""
+    """(x_t, t) -> eps_hat, u . J u with u = +-1: an estimate of div eps_hat = E[u . J u]. Eq. (40), Song et al. 2021."""
 
     def eps_and_divergence(x_t: Array, t: Time) -> tuple[Array, Array]:
         eps_hat, vjp = eps_and_vjp(net, params, x_t, t, schedule, predict, **inputs)
