@@ -11,10 +11,13 @@ from typing import Any
 
 import numpy as np
 
+import _cli
+import _draw
+import _judge
 from npdiff import __version__, train
 from npdiff.backend import to_numpy
 from npdiff.forward import q_sample
-from npdiff.kit import checkpoint, classifier, cli, digit_metrics, draw, files, judge, mnist, progress
+from npdiff.kit import checkpoint, classifier, digit_metrics, files, mnist, progress
 from npdiff.kit.errors import UserError
 from npdiff.kit.parallel import Workers, in_pieces
 from npdiff.nn import unet
@@ -55,27 +58,27 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def flags(description: str | None) -> cli.Parser:
-    parser = cli.Parser((description or "").split("\n")[0], EXAMPLES)
+def flags(description: str | None) -> _cli.Parser:
+    parser = _cli.Parser((description or "").split("\n")[0], EXAMPLES)
     group = parser.add_argument_group("data and process")
     group.add_argument("--data-dir", type=Path, metavar="DIR", help="folder of MNIST's four files; default: see $NPDIFF_DATA in README.md")
-    group.add_argument("--T", type=cli.whole(1, 100_000), metavar="N", help="steps of the chain; default 1000")
+    group.add_argument("--T", type=_cli.whole(1, 100_000), metavar="N", help="steps of the chain; default 1000")
     group = parser.add_argument_group("training")
     words = "simple: for looks; bound: for the likelihood, with a learned variance; default simple"
-    group.add_argument("--objective", type=cli.one_of("simple", "bound"), metavar="NAME", help=words)
-    group.add_argument("--predict", type=cli.one_of("eps", "v"), help="what the network puts out: eps or v; default v")
-    group.add_argument("--minutes", type=cli.number(0, 10_000), metavar="X", help="train for about so long; default 12, on a GPU 5")
-    group.add_argument("--steps", type=cli.whole(1), metavar="N", help="steps of Adam, in the place of minutes")
-    group.add_argument("--batch", type=cli.whole(1, 10**5), metavar="N", help="images a step; default 64, on a GPU 256")
-    group.add_argument("--lr", type=cli.number(0, 1), metavar="X", help="peak of the learning rate; default 0.004")
-    group = cli.add_sampling_flags(parser, sampler="ddim")
-    group.add_argument("--guidance", type=cli.number(-1e-9, 100), metavar="W", help="(1 + W) eps_cond - W eps_uncond; default 0.35")
+    group.add_argument("--objective", type=_cli.one_of("simple", "bound"), metavar="NAME", help=words)
+    group.add_argument("--predict", type=_cli.one_of("eps", "v"), help="what the network puts out: eps or v; default v")
+    group.add_argument("--minutes", type=_cli.number(0, 10_000), metavar="X", help="train for about so long; default 12, on a GPU 5")
+    group.add_argument("--steps", type=_cli.whole(1), metavar="N", help="steps of Adam, in the place of minutes")
+    group.add_argument("--batch", type=_cli.whole(1, 10**5), metavar="N", help="images a step; default 64, on a GPU 256")
+    group.add_argument("--lr", type=_cli.number(0, 1), metavar="X", help="peak of the learning rate; default 0.004")
+    group = _cli.add_sampling_flags(parser, sampler="ddim")
+    group.add_argument("--guidance", type=_cli.number(-1e-9, 100), metavar="W", help="(1 + W) eps_cond - W eps_uncond; default 0.35")
     group.add_argument("--digits", metavar="0123", help="the classes to draw; default all ten")
-    group.add_argument("--samples", type=cli.whole(1, 10**6), metavar="N", help="digits to draw; default 1000")
+    group.add_argument("--samples", type=_cli.whole(1, 10**6), metavar="N", help="digits to draw; default 1000")
     group.add_argument("--weights", type=Path, metavar="FILE", help="a run's weights.npz to sample from; default: DIR's, else the shipped")
-    cli.add_run_flags(parser, out="out/mnist")
+    _cli.add_run_flags(parser, out="out/mnist")
     words = f"processes that share the work on a CPU; default {cores()}"
-    parser.add_argument("--threads", type=cli.whole(1, 1024), default=cores(), metavar="N", help=words)
+    parser.add_argument("--threads", type=_cli.whole(1, 1024), default=cores(), metavar="N", help=words)
     parser.add_argument("--tf32", action="store_true", help="on a GPU: products in TensorFloat-32, three digits and faster")
     parser.add_argument("--plain", action="store_true", help="all in this process and by the plain code: slower, for stepping through")
     return parser
@@ -90,12 +93,12 @@ def parse(description: str | None, argv: list[str] | None = None) -> argparse.Na
     if args.weights and not args.sample_only:
         raise UserError("--weights: these are for --sample-only; training starts anew, or goes on with --resume")
     defaults = {**DEFAULTS, **(BOUND if args.objective == "bound" else {})}
-    args.settings = cli.settings(args, defaults, SMOKE, FREE, kept_settings(args))
+    args.settings = _cli.settings(args, defaults, SMOKE, FREE, kept_settings(args))
     for name, value in args.settings.items():
         setattr(args, name, value)
     if not args.digits or set(args.digits) - set("0123456789"):
         raise UserError(f"--digits {args.digits}: one or more of 0123456789 are needed")
-    cli.check_sampling(args)
+    _cli.check_sampling(args)
     return args
 
 
@@ -157,15 +160,15 @@ class Report:
         self.workers = Workers(args.threads, PIECE, of) if xp is np and not args.plain else None
         self.gradient = self.workers.gradient if self.workers else of
         self.importance = improved_ddpm.ImportanceSampler(args.T if net is vdm else 0)
-        cli.own_folder(args.out)
+        _cli.own_folder(args.out)
         print(digits.note)
-        state = judge.terminal_state(
+        state = _judge.terminal_state(
             lambda n, rng: mnist.to_model(digits.train_x[rng.integers(len(digits.train_x), size=n)]), schedule, rng
         )
         self.metrics |= state
         words = f"predict {args.predict}, T {args.T}, width {args.width}, batch {args.batch}"
         print(f"objective {args.objective}, {words}; {xp.__name__}, seed {args.seed}; writes to {args.out}")
-        judge.say_terminal_state(state)
+        _judge.say_terminal_state(state)
         if args.steps is not None and not args.sample_only:
             print(f"{args.steps} steps")
 
@@ -227,7 +230,7 @@ class Report:
         curve = self._judge_losses(params)
         self._judge_samples(x, labels)
         self.metrics["seconds"] = round(time.monotonic() - self.started, 1)
-        cli.write_metrics(out / "metrics.json", self.metrics)
+        _cli.write_metrics(out / "metrics.json", self.metrics)
         self._draw(x, labels, curve)
         print(f"done in {progress.duration(time.monotonic() - self.started)}; pictures, samples.npz and metrics.json are in {out}")
 
@@ -243,8 +246,8 @@ class Report:
             eps_hat = to_numpy(predict_eps(self.xp.asarray(q_sample(x_0, t, eps, self.schedule)), t))
             return float(((eps_hat - eps) ** 2).mean())
 
-        curve = [{"t": t, "loss": loss(t)} for t in judge.spread_over_t(self.schedule.T, 14)]
-        over_t = judge.evenly(self.schedule.T, n)
+        curve = [{"t": t, "loss": loss(t)} for t in _judge.spread_over_t(self.schedule.T, 14)]
+        over_t = _judge.evenly(self.schedule.T, n)
         self.metrics |= {"loss": float(np.mean([loss(over_t) for _ in range(4)])), "loss_at_t": curve}
         print(f"loss on test digits, a pixel, averaged over t: {self.metrics['loss']:.5f}")
         return curve
@@ -269,21 +272,21 @@ class Report:
         ts = [0, *(max(1, round(T * share)) for share in (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0))]
         x_0 = mnist.to_model(self.digits.test_x[:1])
         noised = [q_sample(x_0, t, self.rng.standard_normal(x_0.shape, dtype=np.float32), self.schedule) if t else x_0 for t in ts]
-        draw.strip(out / "dissolving.png", mnist.to_pixels(np.concatenate(noised)), [f"t={t}" for t in ts])
+        _draw.strip(out / "dissolving.png", mnist.to_pixels(np.concatenate(noised)), [f"t={t}" for t in ts])
 
         kept = list(self.way_back)
         rows = [min(kept, key=lambda t: abs(t - T * share)) for share in (1, 0.8, 0.6, 0.4, 0.3, 0.2, 0.1, 0.0)]
-        draw.grid(out / "appearing.png", np.concatenate([self.way_back[t] for t in rows]), 10, row_labels=[f"t = {t}" for t in rows])
+        _draw.grid(out / "appearing.png", np.concatenate([self.way_back[t] for t in rows]), 10, row_labels=[f"t = {t}" for t in rows])
         if self.args.gif:
-            draw.animation_images(out / "appearing.gif", list(self.way_back.values()), kept, columns=5)
+            _draw.animation_images(out / "appearing.gif", list(self.way_back.values()), kept, columns=5)
 
         shown = [np.flatnonzero(labels == c)[:10] for c in np.unique(labels)]
         fewest = min(map(len, shown))
-        draw.grid(out / "samples.png", x[np.concatenate([rows[:fewest] for rows in shown])], fewest)
+        _draw.grid(out / "samples.png", x[np.concatenate([rows[:fewest] for rows in shown])], fewest)
         some = np.linspace(0, len(x) - 1, min(10, len(x))).round().astype(int)
         nearest = self.digits.train_x[digit_metrics.nearest(x[some], self.digits.train_x)[1]]
-        draw.grid(out / "nearest.png", np.concatenate([x[some], nearest]), len(some), row_labels=["drawn", "nearest in training"])
-        draw.loss_over_t(out / "loss_over_t.png", np.array([r["t"] for r in curve]), np.array([r["loss"] for r in curve]))
+        _draw.grid(out / "nearest.png", np.concatenate([x[some], nearest]), len(some), row_labels=["drawn", "nearest in training"])
+        _draw.loss_over_t(out / "loss_over_t.png", np.array([r["t"] for r in curve]), np.array([r["loss"] for r in curve]))
 
 
 def quality(x: np.ndarray, label: np.ndarray, judging: Tree, digits: mnist.Digits, rng: np.random.Generator) -> dict[str, float]:

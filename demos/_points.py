@@ -7,10 +7,13 @@ from typing import Any
 
 import numpy as np
 
+import _cli
+import _draw
+import _judge
 from npdiff import __version__
 from npdiff.backend import to_numpy
 from npdiff.forward import q_sample, score_from_eps
-from npdiff.kit import checkpoint, cli, draw, files, judge, progress
+from npdiff.kit import checkpoint, files, progress
 from npdiff.kit.data import NAMES, Points
 from npdiff.kit.errors import UserError
 from npdiff.reverse import PREDICT, p_mean_from_eps
@@ -34,20 +37,20 @@ EXAMPLES = """\
   python demos/swiss_roll.py --sample-only --sampler ddim --sampling-steps 20 --samples 20000"""
 
 
-def flags(description: str | None) -> cli.Parser:
-    parser = cli.Parser((description or "").split("\n")[0], EXAMPLES)
+def flags(description: str | None) -> _cli.Parser:
+    parser = _cli.Parser((description or "").split("\n")[0], EXAMPLES)
     group = parser.add_argument_group("data and process")
     group.add_argument("--data", metavar="SET|FILE", help=f"{', '.join(NAMES)}, or a .npy or .csv file of 2-D points; default swiss_roll")
-    group.add_argument("--schedule", type=cli.one_of("linear", "cosine"), help="linear or cosine; default linear")
-    group.add_argument("--T", type=cli.whole(1, 100_000), metavar="N", help="steps of the chain; default 1000")
+    group.add_argument("--schedule", type=_cli.one_of("linear", "cosine"), help="linear or cosine; default linear")
+    group.add_argument("--T", type=_cli.whole(1, 100_000), metavar="N", help="steps of the chain; default 1000")
     group = parser.add_argument_group("training")
-    group.add_argument("--predict", type=cli.one_of(*PREDICT), help="what the network puts out: eps, x_0 or v; default eps")
-    group.add_argument("--steps", type=cli.whole(1), metavar="N", help="steps of Adam; default 12000")
-    group.add_argument("--batch", type=cli.whole(1, 10**5), metavar="N", help="points a step; default 1024")
-    group.add_argument("--lr", type=cli.number(0, 1), metavar="X", help="peak of the learning rate; default 0.008")
-    group = cli.add_sampling_flags(parser, sampler="ddpm")
-    group.add_argument("--samples", type=cli.whole(1, 10**6), metavar="N", help="points to draw; default 5000")
-    cli.add_run_flags(parser, out="out/swiss_roll")
+    group.add_argument("--predict", type=_cli.one_of(*PREDICT), help="what the network puts out: eps, x_0 or v; default eps")
+    group.add_argument("--steps", type=_cli.whole(1), metavar="N", help="steps of Adam; default 12000")
+    group.add_argument("--batch", type=_cli.whole(1, 10**5), metavar="N", help="points a step; default 1024")
+    group.add_argument("--lr", type=_cli.number(0, 1), metavar="X", help="peak of the learning rate; default 0.008")
+    group = _cli.add_sampling_flags(parser, sampler="ddpm")
+    group.add_argument("--samples", type=_cli.whole(1, 10**6), metavar="N", help="points to draw; default 5000")
+    _cli.add_run_flags(parser, out="out/swiss_roll")
     return parser
 
 
@@ -58,14 +61,14 @@ def parse(description: str | None, argv: list[str] | None = None) -> argparse.Na
     if args.data is not None and args.data.lower().endswith((".npy", ".csv")):
         args.data = str(Path(args.data).resolve())  # so that a run resumes from any folder
     kept = checkpoint.read_settings(args.checkpoint) if args.resume or args.sample_only else None
-    args.settings = cli.settings(args, DEFAULTS, SMOKE, FREE, kept)
+    args.settings = _cli.settings(args, DEFAULTS, SMOKE, FREE, kept)
     for name, value in args.settings.items():
         setattr(args, name, value)
     if args.schedule == "linear" and args.T > 3000:
         raise UserError(
             f"--T {args.T}: the linear rates are meant for T = 1000, and leave nothing of x_0 so late; at most 3000, or --schedule cosine"
         )
-    cli.check_sampling(args)
+    _cli.check_sampling(args)
     return args
 
 
@@ -75,19 +78,19 @@ class Report:
     def __init__(self, args: argparse.Namespace, data: Points, schedule: Schedule, rng: np.random.Generator, xp: Any) -> None:
         self.args, self.data, self.schedule, self.rng, self.xp = args, data, schedule, rng, xp
         self.started = time.monotonic()
-        cli.own_folder(args.out)
+        _cli.own_folder(args.out)
         args.settings["digest"] = data.digest
         self.way_back: dict[int, np.ndarray] = {}  # x_t at about sixty t on the sampler's way
         self.metrics: dict[str, Any] = {"npdiff": __version__, "settings": args.settings, "backend": xp.__name__}
         words = f"predict {args.predict}, schedule {args.schedule}, T {args.T}; {xp.__name__}, seed {args.seed}"
         print(f"{data.name}: {words}; writes to {args.out}")
         self._terminal_state()
-        self.floor = judge.irreducible_loss(data, schedule, 5 * args.points, rng)
+        self.floor = _judge.irreducible_loss(data, schedule, 5 * args.points, rng)
 
     def _terminal_state(self) -> None:
-        state = judge.terminal_state(self.data.fresh, self.schedule, self.rng)
+        state = _judge.terminal_state(self.data.fresh, self.schedule, self.rng)
         self.metrics |= state
-        judge.say_terminal_state(state)
+        _judge.say_terminal_state(state)
         if self.data.aside is not None and self.data.aside < 20:
             print(f"warning: {5 * self.data.aside} points are few: the network will learn them by heart, and little is left to judge it")
 
@@ -107,7 +110,7 @@ class Report:
         curve = self._judge_losses(predict_eps)
         self._judge_samples(x)
         self.metrics["seconds"] = round(time.monotonic() - self.started, 1)
-        cli.write_metrics(self.args.out / "metrics.json", self.metrics)
+        _cli.write_metrics(self.args.out / "metrics.json", self.metrics)
         self._draw(predict_eps, curve)
         print(
             f"done in {progress.duration(time.monotonic() - self.started)}; pictures, samples.npz and metrics.json are in {self.args.out}"
@@ -116,9 +119,9 @@ class Report:
     def _judge_losses(self, predict_eps: Predictor) -> list[dict[str, float]]:
         """The table of losses, a row a t, and their mean over all t; returns a finer table for the picture."""
         args, T = self.args, self.schedule.T
-        fine = judge.spread_over_t(T, 28)
-        curve = judge.loss_table(predict_eps, self.data, self.schedule, fine, args.points, self.rng, self.xp)
-        mean = judge.mean_loss(predict_eps, self.data, self.schedule, 5 * args.points, self.rng, self.xp)
+        fine = _judge.spread_over_t(T, 28)
+        curve = _judge.loss_table(predict_eps, self.data, self.schedule, fine, args.points, self.rng, self.xp)
+        mean = _judge.mean_loss(predict_eps, self.data, self.schedule, 5 * args.points, self.rng, self.xp)
         self.metrics |= mean
         self.metrics["loss_at_t"] = curve
         rows = [row for row in curve if row["t"] in {fine[round(i * (len(fine) - 1) / 9)] for i in range(10)}]
@@ -129,7 +132,7 @@ class Report:
         return curve
 
     def _judge_samples(self, x: np.ndarray) -> None:
-        q = judge.sample_quality(x, self.data, self.rng)
+        q = _judge.sample_quality(x, self.data, self.rng)
         self.metrics |= q
         print(f"\n{len(x):,} samples by {self.args.sampler}, {self.args.sampling_steps} steps")
         if "energy_distance" in q:
@@ -144,20 +147,20 @@ class Report:
         out, T = self.args.out, self.schedule.T
         ts = [min(self.way_back, key=lambda kept: abs(kept - t)) for t in (0, T / 20, T / 4, T / 2, T)]
         forward = [self._noised(t) for t in ts]
-        points = draw.lattice(draw.square_around(np.concatenate(forward)))
+        points = _draw.lattice(_draw.square_around(np.concatenate(forward)))
         drifts = [self._drift(predict_eps, points, t) if t else None for t in ts]
-        draw.reverse_process(out / "reverse_process.png", ts, forward, [self.way_back[t][:DRAWN] for t in ts], drifts)
+        _draw.reverse_process(out / "reverse_process.png", ts, forward, [self.way_back[t][:DRAWN] for t in ts], drifts)
 
         ts = [max(1, T // 50), max(1, T // 10), max(1, 3 * T // 10)]
         learned = [to_numpy(score_from_eps(points, t, self._on_device(predict_eps, points, t), self.schedule)) for t in ts]
         best = self.data.exact.predictor(self.schedule) if self.data.exact else None
         exact = [score_from_eps(points, t, best(points, t), self.schedule) for t in ts] if best else None
-        draw.score_field(out / "score_field.png", ts, [self._noised(t) for t in ts], points, learned, exact)
+        _draw.score_field(out / "score_field.png", ts, [self._noised(t) for t in ts], points, learned, exact)
 
         columns = {name: np.array([row[name] for row in curve]) for name in curve[0]}
-        draw.loss_over_t(out / "loss_over_t.png", columns["t"], columns["loss"], columns.get("irreducible_loss"), columns.get("excess"))
+        _draw.loss_over_t(out / "loss_over_t.png", columns["t"], columns["loss"], columns.get("irreducible_loss"), columns.get("excess"))
         if self.args.gif:
-            draw.animation(out / "reverse_process.gif", [x[:DRAWN] for x in self.way_back.values()], list(self.way_back))
+            _draw.animation(out / "reverse_process.gif", [x[:DRAWN] for x in self.way_back.values()], list(self.way_back))
 
     def _noised(self, t: int) -> np.ndarray:
         """Fresh data after t steps of the forward process."""

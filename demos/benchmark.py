@@ -24,10 +24,11 @@ from typing import Any
 
 import numpy as np
 
+import _cli
 import _digits
 from npdiff import optim, sampler, schedule, train
 from npdiff.backend import Array, select, to_numpy
-from npdiff.kit import cli, files, parallel
+from npdiff.kit import files, parallel
 from npdiff.kit.errors import UserError
 from npdiff.nn import mlp, unet
 from npdiff.nn.params import map_leaves, pack, unflatten
@@ -190,14 +191,12 @@ def say_profile(spent: dict[str, float]) -> None:
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = cli.Parser(
-        (__doc__ or "").split("\n")[0], "  python demos/benchmark.py --json rows.json\n  python demos/benchmark.py --profile"
-    )
-    parser.add_argument("--backend", type=cli.one_of("numpy", "cupy"), default="numpy", metavar="NAME", help="numpy or cupy; default numpy")
-    parser.add_argument("--threads", type=cli.whole(1, 1024), default=_digits.cores(), metavar="N", help=f"default {_digits.cores()}")
+    parser = _cli.Parser((__doc__ or "").split("\n")[0], "  python demos/benchmark.py --json rows.json --profile")
+    parser.add_argument("--backend", type=_cli.one_of("numpy", "cupy"), default="numpy", metavar="NAME", help="default numpy")
+    parser.add_argument("--threads", type=_cli.whole(1, 1024), default=_digits.cores(), metavar="N", help=f"default {_digits.cores()}")
     parser.add_argument("--plain", action="store_true", help="our plain code in one process, without workers")
     parser.add_argument("--tf32", action="store_true", help="on a GPU, for both sides: products in TensorFloat-32")
-    parser.add_argument("--repeats", type=cli.whole(1), metavar="N", help="timings of each row, of which the median counts; default 15")
+    parser.add_argument("--repeats", type=_cli.whole(1), metavar="N", help="timings of each row, of which the median counts; default 15")
     parser.add_argument("--profile", action="store_true", help="also where the time of a step goes, op by op")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows: name, ours_ms, peer_ms, ratio")
     parser.add_argument("--smoke", action="store_true", help="the smallest run")
@@ -245,4 +244,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, parse=parse)
+    _cli.run(main, parse=parse)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
+import _draw
 from npdiff import exact, schedule
 from npdiff.forward import q_sample
-from npdiff.kit import draw
 from npdiff.nn import mlp
 from npdiff.nn.params import flatten, pack
 from npdiff.optim import adam, learning_rate
@@ -50,5 +50,5 @@ for back in ddpm(predictor(mlp, params, chain), x_T, chain, rng):  # the learned
         print(f"t {back.t_prev:4d}   standard deviation {spread:.3f}")
 
 Path("out").mkdir(exist_ok=True)
-draw.clouds("out/first_steps.png", {"data": roll.sample(2000, rng), "noise x_T": x_T, "samples x_0": back.x_prev})
+_draw.clouds("out/first_steps.png", {"data": roll.sample(2000, rng), "noise x_T": x_T, "samples x_0": back.x_prev})
 print("out/first_steps.png")

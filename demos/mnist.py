@@ -16,9 +16,11 @@ import copy
 
 import numpy as np
 
+import _budget
+import _cli
 import _digits
 from npdiff.backend import select, standard_normal
-from npdiff.kit import budget, checkpoint, cli, mnist, parallel, progress
+from npdiff.kit import checkpoint, mnist, parallel, progress
 from npdiff.nn.params import map_leaves
 from npdiff.sampler import ddim, ddpm
 from npdiff.train import start, train
@@ -41,7 +43,7 @@ def main(args: argparse.Namespace) -> None:
 
     if args.steps is None:
         trial = start(state.params), sample, chain, copy.deepcopy(training_rng), 10**9, args.batch
-        args.steps = budget.steps_in(args.minutes, train(net, *trial, **report.recipe(trial=True)))
+        args.steps = _budget.steps_in(args.minutes, train(net, *trial, **report.recipe(trial=True)))
         report.say_steps()
     if not args.sample_only:
         steps = train(net, state, sample, chain, training_rng, args.steps, args.batch, **report.recipe())
@@ -51,7 +53,7 @@ def main(args: argparse.Namespace) -> None:
 
     # Sampling, with guidance towards the labels
     if args.weights is None:
-        cli.say_trained(report.metrics, state.step, args.steps)
+        _cli.say_trained(report.metrics, state.step, args.steps)
     labels = report.labels()
     predict_eps = report.predictor(state.ema_params, labels)
     x_T = standard_normal(sampling_rng, (args.samples, 28, 28, 1), like=state.theta)
@@ -66,4 +68,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, parse=lambda: _digits.parse(__doc__))
+    _cli.run(main, parse=lambda: _digits.parse(__doc__))

@@ -13,10 +13,11 @@ for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):  # p
 
 import numpy as np
 
+import _cli
 import _points
 from npdiff import schedule
 from npdiff.backend import select, standard_normal
-from npdiff.kit import checkpoint, cli, data, parallel, progress
+from npdiff.kit import checkpoint, data, parallel, progress
 from npdiff.nn import mlp
 from npdiff.nn.params import map_leaves
 from npdiff.reverse import predictor
@@ -41,7 +42,7 @@ def main(args: argparse.Namespace) -> None:
         steps = checkpoint.keep(steps, args.checkpoint, state, training_rng, args.settings)
         for _ in progress.training(steps, state.step, args.steps, args.batch, report.floor):
             pass
-    cli.say_trained(report.metrics, state.step, args.steps)
+    _cli.say_trained(report.metrics, state.step, args.steps)
     predict_eps = predictor(mlp, state.ema_params, chain, args.predict)
 
     # Sampling: Algorithm 2, or jumps along the same chain
@@ -57,4 +58,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, parse=lambda: _points.parse(__doc__))
+    _cli.run(main, parse=lambda: _points.parse(__doc__))

@@ -5,10 +5,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+import _draw
+import _judge
 import _points
 from npdiff.exact import Gaussian, SwissRoll
 from npdiff.forward import score_from_eps
-from npdiff.kit import data, draw, judge
+from npdiff.kit import data
 from npdiff.sampler import ddim
 from npdiff.schedule import linear
 
@@ -17,7 +19,7 @@ CHAIN = linear(1000)
 
 
 def test_t_is_spread_evenly_and_from_end_to_end():
-    t = judge.evenly(10, 25)
+    t = _judge.evenly(10, 25)
     assert t[0] == 1 and t[-1] == 10 and (np.diff(t) >= 0).all()
     assert set(np.bincount(t)[1:]) == {2, 3}
 
@@ -25,11 +27,11 @@ def test_t_is_spread_evenly_and_from_end_to_end():
 def test_the_mean_of_the_irreducible_loss_is_that_of_all_t():
     # 0.23597 for the roll and the linear schedule. The loss given x_t has a standard deviation below 0.35 over x_t and t.
     error = 5 * 0.35 / np.sqrt(20_000)
-    assert judge.irreducible_loss(ROLL, CHAIN, 20_000, np.random.default_rng(0)) == pytest.approx(0.23597, abs=error)
+    assert _judge.irreducible_loss(ROLL, CHAIN, 20_000, np.random.default_rng(0)) == pytest.approx(0.23597, abs=error)
 
 
 def test_the_exact_predictor_has_no_excess_and_the_irreducible_loss():
-    mean = judge.mean_loss(ROLL.exact.predictor(CHAIN), ROLL, CHAIN, 20_000, np.random.default_rng(1))
+    mean = _judge.mean_loss(ROLL.exact.predictor(CHAIN), ROLL, CHAIN, 20_000, np.random.default_rng(1))
     assert mean["excess"] == 0
     # Of the same law, the loss has a variance of at most E|eps - eps*|^4, below 3 for eps of unit variance.
     assert mean["irreducible_loss"] == pytest.approx(0.23597, abs=5 * 0.35 / np.sqrt(20_000))
@@ -38,7 +40,7 @@ def test_the_exact_predictor_has_no_excess_and_the_irreducible_loss():
 
 def test_excess_is_the_square_of_what_the_predictor_is_off_by():
     best = ROLL.exact.predictor(CHAIN)
-    row = judge.loss_table(lambda x_t, t: best(x_t, t) + np.float32(0.1), ROLL, CHAIN, [200], 1000, np.random.default_rng(2))[0]
+    row = _judge.loss_table(lambda x_t, t: best(x_t, t) + np.float32(0.1), ROLL, CHAIN, [200], 1000, np.random.default_rng(2))[0]
     assert row["t"] == 200 and row["excess"] == pytest.approx(0.01, rel=1e-4)
 
 
@@ -59,9 +61,9 @@ def test_the_score_field_shows_scores(tmp_path, monkeypatch):
     predict_eps = ROLL.exact.predictor(chain)
     for step in ddim(predict_eps, np.random.default_rng(5).standard_normal((20, 2), dtype=np.float32), chain, steps=4):
         report.see(step)
-    monkeypatch.setattr(draw, "score_field", lambda path, ts, clouds, points, learned, exact: seen.update(zip(ts, zip(learned, exact))))  # noqa: B905
-    points = draw.lattice((-1.0, 1.0, -1.0, 1.0))
-    monkeypatch.setattr(draw, "lattice", lambda extent: points)
+    monkeypatch.setattr(_draw, "score_field", lambda path, ts, clouds, points, learned, exact: seen.update(zip(ts, zip(learned, exact))))  # noqa: B905
+    points = _draw.lattice((-1.0, 1.0, -1.0, 1.0))
+    monkeypatch.setattr(_draw, "lattice", lambda extent: points)
     report._draw(predict_eps, [{"t": 1, "loss": 1.0}, {"t": 20, "loss": 1.0}])
     assert len(seen) == 3
     for t, (learned, exact) in seen.items():

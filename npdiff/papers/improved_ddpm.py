@@ -9,8 +9,8 @@ later work changed: with the best variance known from the loss itself (`likeliho
     gradient            eq. (16)      "hybrid": L_simple + 0.001 L_vlb, with L_vlb's gradient stopped at the mean; or "vlb" alone
     ImportanceSampler   eq. (18)      t drawn with p_t proportional to sqrt(E[L_t^2]), so that L_vlb is estimated with less variance
 
-The network's output has twice x's channels, [guess, o]: the guess of eps, x_0 or v, and o = 2 share - 1. beta_tilde_1 = 0 has no logarithm;
-beta_tilde_2 takes its place, as in the authors' code.
+The network's output has twice x's channels, [guess, o]: the guess of eps, x_0 or v, and o = 2 share - 1. beta_tilde_2 stands for
+beta_tilde_1 = 0, which has no logarithm, as in the authors' code.
 """
 
 import math
@@ -113,8 +113,7 @@ def discretised_decoder(x_0: Array, mean: Array, var: Array) -> tuple[Array, Arr
     xp, sigma = get_array_module(x_0), var**0.5
     log_p = likelihood.discretised_decoder(x_0, mean, var).astype(x_0.dtype)
 
-    def density_over_p(edge: Array) -> Array:
-        """phi(edge) / P, and 0 at an end that lies at infinity."""
+    def density_over_p(edge: Array) -> Array:  # phi(edge) / P; at an end that lies at infinity it is 0
         return xp.exp(-0.5 * edge**2 - 0.5 * normal.LOG_2PI - log_p)
 
     upper, lower = (x_0 + 1 / 255 - mean) / sigma, (x_0 - 1 / 255 - mean) / sigma

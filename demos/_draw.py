@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageColor
 
-from npdiff.kit.page import CLOUD, DATA, EXACT, INK, MODEL, RULE, SCALE, SOFT, Axis, Extent, Figure, Panel, table, text_width, write
+from _page import CLOUD, DATA, EXACT, INK, MODEL, RULE, SCALE, SOFT, Axis, Extent, Figure, Panel, table, text_width, write
 
 Arrays = Sequence[np.ndarray]
 Drifts = Sequence[tuple[np.ndarray, np.ndarray] | None]
