@@ -158,11 +158,10 @@ def run(main: Callable[[argparse.Namespace], None], parse: Callable[[], argparse
         args = parse()
         main(args)
     except KeyboardInterrupt:
-        kept = args is not None and args.checkpoint.exists()
-        print(
-            f"\nstopped; to go on: python {program} --resume --out {shlex.quote(str(args.out))}" if kept and args else "\nstopped",
-            file=sys.stderr,
-        )
+        checkpoint = getattr(args, "checkpoint", None)
+        kept = args is not None and checkpoint is not None and checkpoint.exists()
+        go_on = f"; to go on: python {program} --resume --out {shlex.quote(str(args.out))}" if kept and args else ""
+        print(f"\nstopped{go_on}", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -170,6 +169,10 @@ def run(main: Callable[[argparse.Namespace], None], parse: Callable[[], argparse
     except MemoryError:
         print(f"{program.name}: out of memory; ask for less with --samples or --batch", file=sys.stderr)
         sys.exit(1)
-    except (UserError, BackendError, OSError) as error:
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"{program.name}: {where}{error.strerror or error}; make room, or give another --out; --resume goes on", file=sys.stderr)
+        sys.exit(1)
+    except (UserError, BackendError) as error:
         print(f"{program.name}: {error}", file=sys.stderr)
         sys.exit(1)
