@@ -20,6 +20,7 @@ import numpy as np
 
 from npdiff import normal
 from npdiff.backend import Array, get_array_module, standard_normal
+from npdiff.exact import Mixture
 from npdiff.forward import Time, x_0_from_eps
 from npdiff.loss import slope
 from npdiff.nn.params import Tree
@@ -146,3 +147,16 @@ def eps_and_vjp(
         return eps_from_output(u, t, 0 * u, schedule, predict) + scale * grad_x
 
     return eps_from_output(x_t, t, out, schedule, predict), vjp
+
+
+def perfect(data: Mixture, schedule: Schedule) -> EpsAndDivergence:
+    """(x_t, t) -> eps*, div eps* of data with a closed form: eps* = -noise score, and the loss that is left says how it spreads.
+
+    div eps* = (1 - E[|eps - eps*|^2 | x_t] / d) d / noise_t, by Tweedie's formula of second order (`Mixture.irreducible_loss`).
+    """
+    predict_eps = data.predictor(schedule)
+
+    def eps_and_divergence(x_t: Array, t: Time) -> tuple[Array, Array]:
+        return predict_eps(x_t, t), (1 - data.irreducible_loss(x_t, t, schedule)) * (data.dim / float(schedule.noise[t]))
+
+    return eps_and_divergence
