@@ -104,6 +104,7 @@ def add_sampling_flags(parser: Parser, sampler: str) -> Any:
     group = parser.add_argument_group("sampling")
     group.add_argument("--sampler", type=one_of("ddpm", "ddim"), help=f"ddpm (all T steps) or ddim; default {sampler}")
     group.add_argument("--sampling-steps", type=whole(1, 100_000), metavar="N", help="steps of ddim, at most T; default 50")
+    group.add_argument("--likelihood", action="store_true", help="also how likely the data are under the model, term by term")
     group.add_argument("--no-gif", dest="gif", action="store_false", default=None, help="no animation")
     return group
 

@@ -14,7 +14,8 @@ import numpy as np
 import _cli
 import _draw
 import _judge
-from npdiff import __version__, train
+import _likelihood
+from npdiff import __version__, likelihood, train
 from npdiff.backend import to_numpy
 from npdiff.forward import q_sample
 from npdiff.kit import checkpoint, classifier, digit_metrics, files, mnist, progress
@@ -229,6 +230,8 @@ class Report:
             files.write_npz(out / "weights.npz", theta=theta, settings=np.array(json.dumps(self.args.settings)))
         curve = self._judge_losses(params)
         self._judge_samples(x, labels)
+        if self.args.likelihood:
+            self._judge_likelihood(params)
         self.metrics["seconds"] = round(time.monotonic() - self.started, 1)
         _cli.write_metrics(out / "metrics.json", self.metrics)
         self._draw(x, labels, curve)
@@ -266,6 +269,24 @@ class Report:
         print(f"largest error of the class shares  {q['class_histogram_error']:8.4f}")
         real = f"test digits {q['nearest_distance_real']:.3f}, ratio {q['nearest_distance'] / q['nearest_distance_real']:.3f}"
         print(f"distance to the nearest training digit {q['nearest_distance']:.3f}   ({real})")
+
+    def _judge_likelihood(self, params: Tree) -> None:
+        """The bound for the test digits, of which nothing tells the class, in bits a pixel."""
+        n, smoke = len(self.digits.test_x), self.args.smoke
+        x_0 = mnist.to_model(self.digits.test_x[: 20 if smoke else n])
+        pilot = mnist.to_model(self.digits.train_x[self.rng.integers(len(self.digits.train_x), size=4 if smoke else 50)])
+        how = params, self.schedule, self.args.predict
+        if self.net is vdm:
+            reverses = {"the learned variance": improved_ddpm.reverse(vdm, *how)}
+        else:
+            predict_eps = self.workers.predictor(unet, *how) if self.workers else predictor(unet, *how)
+            fixed = _likelihood.variances(_likelihood.loss_over_t(predict_eps, pilot, self.schedule, self.rng, self.xp), self.schedule)
+            reverses = {name: likelihood.fixed(predict_eps, self.schedule, variance) for name, variance in fixed.items()}
+        self.metrics["likelihood"] = {}
+        for name, reverse in reverses.items():
+            ledger = _likelihood.of_digits(x_0, pilot, self.schedule, reverse, self.rng, self.xp)
+            _likelihood.say_digits(name, ledger, len(x_0))
+            self.metrics["likelihood"][name] = ledger
 
     def _draw(self, x: np.ndarray, labels: np.ndarray, curve: list[dict[str, float]]) -> None:
         out, T = self.args.out, self.schedule.T

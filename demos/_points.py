@@ -10,12 +10,16 @@ import numpy as np
 import _cli
 import _draw
 import _judge
+import _likelihood
 from npdiff import __version__
 from npdiff.backend import to_numpy
 from npdiff.forward import q_sample, score_from_eps
 from npdiff.kit import checkpoint, files, progress
 from npdiff.kit.data import NAMES, Points
 from npdiff.kit.errors import UserError
+from npdiff.nn import mlp
+from npdiff.nn.params import Tree
+from npdiff.papers import edm, score_sde
 from npdiff.reverse import PREDICT, p_mean_from_eps
 from npdiff.sampler import Predictor, Step
 from npdiff.schedule import Schedule
@@ -101,7 +105,7 @@ class Report:
         if step.t_prev <= min(self.way_back) - self.schedule.T / 60 or step.t_prev == 0:
             self.way_back[step.t_prev] = to_numpy(step.x_prev)
 
-    def write(self, predict_eps: Predictor, samples: Any) -> None:
+    def write(self, predict_eps: Predictor, samples: Any, params: Tree) -> None:
         """Judge the network and its samples, print the tables, draw the pictures, write metrics.json and samples.npz."""
         x = to_numpy(samples)
         if not np.isfinite(x).all():
@@ -109,6 +113,8 @@ class Report:
         files.write_npz(self.args.out / "samples.npz", x=self.data.to_user(x))
         curve = self._judge_losses(predict_eps)
         self._judge_samples(x)
+        if self.args.likelihood:
+            self._judge_likelihood(predict_eps, params)
         self.metrics["seconds"] = round(time.monotonic() - self.started, 1)
         _cli.write_metrics(self.args.out / "metrics.json", self.metrics)
         self._draw(predict_eps, curve)
@@ -142,6 +148,13 @@ class Report:
         if "distance_to_curve_mean" in q:
             for name, words in (("mean", "mean distance to the curve"), ("p95", "95th percentile of it")):
                 print(f"{words:<33} {q[f'distance_to_curve_{name}']:9.5f}   (real data {q[f'distance_to_curve_{name}_real']:.5f})")
+
+    def _judge_likelihood(self, predict_eps: Predictor, params: Tree) -> None:
+        ratio = self.schedule.noise[1:] / self.schedule.signal[1:]
+        levels = edm.levels(10 if self.args.smoke else 200, ratio[0], min(ratio[-1], 150.0))
+        ode = score_sde.exact_divergence(mlp, params, levels, self.args.predict)
+        n = min(20 if self.args.smoke else 2000, self.data.aside or 2000)
+        self.metrics["likelihood"] = _likelihood.of_points(predict_eps, ode, levels, self.data, self.schedule, n, self.rng, self.xp)
 
     def _draw(self, predict_eps: Predictor, curve: list[dict[str, float]]) -> None:
         out, T = self.args.out, self.schedule.T

@@ -54,7 +54,7 @@ def main(args: argparse.Namespace) -> None:
     for step in progress.sampling(way_back, args.samples):
         report.see(step)
 
-    report.write(predict_eps, step.x_prev)
+    report.write(predict_eps, step.x_prev, state.ema_params)
 
 
 if __name__ == "__main__":

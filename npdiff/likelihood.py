@@ -35,18 +35,20 @@ class Term(NamedTuple):
 
 
 def fixed(predict_eps: Callable[[Array, Time], Array], schedule: Schedule, variance: str | np.ndarray = "beta_tilde") -> Reverse:
-    """reverse(x_t, t) -> the mean of eq. (11), Ho et al. 2020, and a variance that is fixed: "beta", "beta_tilde", or a table (T+1,).
-
-    beta_tilde is 0 at t = 1, where no density is left; there, as in the paper's L_0, beta_tilde[2] takes its place (T > 1).
-    """
-    table = np.array(getattr(schedule, variance) if isinstance(variance, str) else variance, np.float64)
-    if table[1] == 0:
-        table[1] = table[2]
+    """reverse(x_t, t) -> the mean of eq. (11), Ho et al. 2020, and a variance that is fixed: "beta", "beta_tilde", or a table (T+1,)."""
+    table = variance_table(variance, schedule) if isinstance(variance, str) else variance
 
     def reverse(x_t: Array, t: Time) -> tuple[Array, Array]:
         return p_mean_from_eps(x_t, t, predict_eps(x_t, t), schedule), coefficient(table[t], x_t)
 
     return reverse
+
+
+def variance_table(name: str, schedule: Schedule) -> np.ndarray:
+    """The variance of each step, (T+1,): "beta", or "beta_tilde" with beta_tilde[2] at t = 1, where its 0 would leave no density."""
+    if name == "beta":
+        return schedule.beta
+    return np.concatenate([[0.0, schedule.beta_tilde[min(2, schedule.T)]], schedule.beta_tilde[2:]])
 
 
 def best_variance(loss: np.ndarray, schedule: Schedule) -> np.ndarray:
@@ -134,3 +136,32 @@ def path(
         nats = nats + total(log_q - log_p)
         x_prev = x_t
     return nats - total(normal.log_prob(x_prev, 0.0, 1.0))
+
+
+def terms_from_loss(loss: np.ndarray, schedule: Schedule, variance: np.ndarray) -> np.ndarray:
+    """The terms t = 1..T in nats a dimension, with the Gaussian decoder, of a predictor whose loss |eps - eps_hat|^2 has the means loss[t].
+
+    L_{t-1} = 1/2 [r - 1 - log r + w_t^2 loss_t / var_t],  r = beta_tilde_t / var_t,  w_t = beta_t / (sqrt(alpha_t) noise_t);  L_0 likewise
+    with 1/2 [log(2 pi var_1) + w_1^2 loss_1 / var_1]. Tables of shape (T+1,), 0 at t = 0. The bound is linear in the loss at each t.
+    """
+    s, terms = schedule, np.zeros(schedule.T + 1)
+    var = variance[1:]
+    w2 = s.beta[1:] ** 2 / (s.alpha[1:] * s.noise[1:] ** 2)
+    r = np.where(s.beta_tilde[1:] > 0, s.beta_tilde[1:] / var, 1.0)
+    terms[1:] = 0.5 * (r - 1 - np.log(r) + w2 * loss[1:] / var)
+    terms[1] += 0.5 * (normal.LOG_2PI + math.log(var[0]))
+    return terms
+
+
+def sampled(
+    x_0: Array, schedule: Schedule, reverse: Reverse, rng: np.random.Generator, p: np.ndarray, decoder: Callable[..., Array]
+) -> tuple[Array, np.ndarray, Array]:
+    """The bound of many images at little cost: for each data point L_0, one t in 2..T drawn with probabilities p[t], and L_{t-1} / p[t].
+
+    Three arrays (B,), in nats, of which the third is unbiased for sum_{t=2}^{T} L_{t-1}. p has shape (T+1,), with p[0] = p[1] = 0.
+    """
+    t = rng.choice(schedule.T + 1, size=len(x_0), p=p)
+    x_1 = q_sample(x_0, 1, standard_normal(rng, x_0.shape, like=x_0), schedule)
+    first = -decoder(x_0, *reverse(x_1, 1)).reshape(len(x_0), -1).sum(axis=1)
+    x_t = q_sample(x_0, t, standard_normal(rng, x_0.shape, like=x_0), schedule)
+    return first, t, step_kl(x_0, x_t, t, schedule, reverse) * get_array_module(x_0).asarray(1 / p[t])
