@@ -86,15 +86,22 @@ def say_trained(metrics: dict[str, Any], step: int, steps: int) -> None:
         print(f"warning: this network was trained {step:,} of {steps:,} steps; --resume goes on")
 
 
-def add_run_flags(parser: Parser, out: str) -> None:
-    """The flags that every demo has: where to compute, where to write, and how to go on."""
+def add_where_flags(parser: Parser, out: str, **default: Any) -> Any:
+    """The flags that every demo has: its seed, where to compute and where to write; with defaults where no settings fill them in."""
     group = parser.add_argument_group("the run")
-    group.add_argument("--seed", type=whole(0, 2**32 - 1), metavar="N", help="of every random number; default 0")
     group.add_argument(
-        "--backend", type=one_of("auto", "numpy", "cupy"), help="auto, numpy or cupy; default auto: CuPy where it works, else NumPy"
+        "--seed", type=whole(0, 2**32 - 1), default=default.get("seed"), metavar="N", help="of every random number; default 0"
     )
+    words = "auto, numpy or cupy; default auto: CuPy where it works, else NumPy"
+    group.add_argument("--backend", type=one_of("auto", "numpy", "cupy"), default=default.get("backend"), help=words)
     group.add_argument("--out", type=folder, default=Path(out), metavar="DIR", help=f"folder for all that is written; default {out}")
     group.add_argument("--smoke", action="store_true", default=None, help="the smallest run that passes through everything, in seconds")
+    return group
+
+
+def add_run_flags(parser: Parser, out: str) -> None:
+    """Those, and how to go on."""
+    group = add_where_flags(parser, out)
     group.add_argument("--resume", action="store_true", help="go on with the run whose checkpoint is in DIR, with its settings")
     group.add_argument("--sample-only", action="store_true", help="no training: sample, judge and draw from the checkpoint in DIR")
 

@@ -60,6 +60,19 @@ def clouds(path: str | Path, named: dict[str, np.ndarray]) -> None:
     table([[panel.image for panel in panels]], list(named)).save(path)
 
 
+def cloud_table(path: str | Path, clouds: dict[tuple[str, int], np.ndarray], names: Sequence[str], counts: Sequence[int]) -> None:
+    """A cloud for each name, in rows, and each number of evaluations, in columns, all on one scale."""
+    extent = square_around(clouds[names[0], counts[-1]])
+
+    def picture(cloud: np.ndarray) -> Image.Image:
+        panel = view(extent, 170)
+        panel.dots(cloud, MODEL)
+        return panel.image
+
+    rows = [[picture(clouds[name, count]) for count in counts] for name in names]
+    table(rows, [f"{count} evaluations" for count in counts], [[(name, INK)] for name in names]).save(path)
+
+
 def reverse_process(
     path: str | Path, ts: Sequence[int], forward_clouds: Arrays, reverse_clouds: Arrays, drifts: Drifts, extent: Extent | None = None
 ) -> None:

@@ -45,10 +45,10 @@ def fixed(predict_eps: Callable[[Array, Time], Array], schedule: Schedule, varia
 
 
 def variance_table(name: str, schedule: Schedule) -> np.ndarray:
-    """The variance of each step, (T+1,): "beta", or "beta_tilde" with beta_tilde[2] at t = 1, where its 0 would leave no density."""
+    """The variance of each step, (T+1,): "beta", or "beta_tilde" with beta_1 at t = 1, where beta_tilde is 0 and would leave no density."""
     if name == "beta":
         return schedule.beta
-    return np.concatenate([[0.0, schedule.beta_tilde[min(2, schedule.T)]], schedule.beta_tilde[2:]])
+    return np.concatenate([schedule.beta[:2], schedule.beta_tilde[2:]])
 
 
 def best_variance(loss: np.ndarray, schedule: Schedule) -> np.ndarray:

@@ -9,7 +9,18 @@ from hypothesis import strategies as st
 
 from npdiff import exact, normal, schedule
 from npdiff.forward import prior_kl, q_sample
-from npdiff.likelihood import best_variance, bound, discretised_decoder, fixed, gaussian_decoder, path, step_kl
+from npdiff.likelihood import (
+    best_variance,
+    bound,
+    discretised_decoder,
+    fixed,
+    gaussian_decoder,
+    path,
+    sampled,
+    step_kl,
+    terms_from_loss,
+    variance_table,
+)
 
 HERMITE, HERMITE_WEIGHTS = np.polynomial.hermite_e.hermegauss(3)  # exact for polynomials of degree 5: every term is of degree 2
 HERMITE_WEIGHTS = HERMITE_WEIGHTS / HERMITE_WEIGHTS.sum()
@@ -122,3 +133,44 @@ def test_step_kl_is_zero_for_the_posterior_itself(seed):
     x_0, x_t = rng.standard_normal((2, 5, 3))
     t = rng.integers(2, 10, 5)
     np.testing.assert_allclose(step_kl(x_0, x_t, t, chain, lambda x, t: q_posterior(x_0, x, t, chain)), 0, atol=1e-12)
+
+
+@settings(max_examples=20)
+@given(preserving_schedules(max_T=15), st.floats(0.05, 4.0), st.sampled_from(["beta", "beta_tilde"]))
+def test_the_terms_follow_from_the_losses(chain, var, variance):
+    if chain.T == 1:
+        return
+    data = exact.Gaussian([0.0], [[var]])
+    v = chain.signal**2 * var + chain.noise**2
+    loss = chain.signal**2 * var / v  # of the perfect predictor
+    total = terms_from_loss(loss, chain, variance_table(variance, chain)).sum() + float(prior_kl_of(chain, var))
+    assert total == pytest.approx(expected_bound(chain, var, fixed(data.predictor(chain), chain, variance)), rel=1e-8, abs=1e-8)
+
+
+def prior_kl_of(chain, var):
+    """E KL(q(x_T | x_0) || N(0, 1)) for x_0 ~ N(0, var)."""
+    signal, noise = chain.signal[-1], chain.noise[-1]
+    return 0.5 * (noise**2 - 1 - math.log(noise**2) + signal**2 * var)
+
+
+@pytest.mark.parametrize("T", [2, 20])
+def test_terms_drawn_at_one_t_each_have_the_bound_for_their_mean(T):
+    chain, rng, n = schedule.cosine(T), np.random.default_rng(0), 40_000
+    data = exact.Gaussian([0.0, 0.0], 0.5 * np.eye(2))
+    reverse = fixed(data.predictor(chain), chain, "beta")
+    x_0 = data.sample(n, rng, np.float64)
+    p = np.concatenate([[0.0, 0.0], np.linspace(2, 1, T - 1)])
+    first, t, later = sampled(x_0, chain, reverse, rng, p / p.sum(), gaussian_decoder)
+    assert t.min() >= 2 and len(first) == len(t) == len(later) == n
+    terms = [term for term, _ in bound(x_0, chain, reverse, rng)]
+    expected, error = (
+        sum(term.nats for term in terms[1:]),
+        math.hypot((first + later).std() / math.sqrt(n), sum(term.error for term in terms)),
+    )
+    assert abs((first + later).mean() - expected) < STANDARD_ERRORS * error
+
+
+def test_beta_tilde_has_a_density_at_t_1_too():
+    chain = schedule.cosine(5)
+    table = variance_table("beta_tilde", chain)
+    assert table[1] == chain.beta[1] and (table[2:] == chain.beta_tilde[2:]).all() and table.shape == (6,)
