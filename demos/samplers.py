@@ -180,7 +180,7 @@ def main(args: argparse.Namespace) -> None:
     gaps = flattery(models, gap_counts, 5 if args.smoke else 300, rng, xp)
     files.write_npz(args.out / "samples.npz", **{f"{name}, {count}": x for (name, count), x in clouds.items()})
     draw(args.out, evaluations, errors, clouds, distances, counts, gaps, gap_counts)
-    found = {
+    found: dict[str, Any] = {
         "evaluations": evaluations,
         "energy_distance_x_1000": errors,
         "levels": counts,
