@@ -27,9 +27,7 @@ CHAIN = schedule.uniform_log_snr(T, math.log(1e-2), 3.0)
 
 def random_network(rng, outputs=4):
     """A small MLP in float64 with two outputs a coordinate, every leaf random."""
-    params = mlp.init(rng, hidden=8, layers=1)
-    params["last"] = {"w": np.zeros((8, outputs)), "b": np.zeros(outputs)}
-    theta, like = pack(params)
+    theta, like = pack(mlp.init(rng, hidden=8, layers=1, outputs=outputs))
     return theta.astype(np.float64) + 0.3 * rng.standard_normal(theta.size), like
 
 
@@ -62,14 +60,11 @@ def test_K_lies_below_the_ceiling_and_reaches_it_for_gaussian_data_in_many_steps
     assert gaps[2] < gaps[1] < gaps[0]
 
 
-@given(seeds)
-def test_no_variance_beside_the_best_gives_a_larger_K(seed):
-    rng, data = np.random.default_rng(seed), exact.SwissRoll()
-    x_0, best = data.sample(200, rng, np.float64), dpm2015.best_reverse(data, CHAIN)
-    K = [
-        dpm2015.bound(x_0, CHAIN, lambda x, t, f=f: (best(x, t)[0], f * best(x, t)[1]), np.random.default_rng(1))[0]
-        for f in (0.8, 1.0, 1.25)
-    ]
+def test_no_variance_beside_the_best_gives_a_larger_K():
+    rng, data = np.random.default_rng(0), exact.SwissRoll()
+    x_0, best, chain = data.sample(500, rng, np.float64), dpm2015.best_reverse(data, CHAIN), CHAIN
+    scaled = [lambda x, t, f=f: (best(x, t)[0], f * best(x, t)[1]) for f in (0.8, 1.0, 1.25)]
+    K = [dpm2015.bound(x_0, chain, reverse, np.random.default_rng(1))[0] for reverse in scaled]
     assert K[1] > K[0] and K[1] > K[2]
 
 
@@ -360,7 +355,7 @@ def test_the_encoder_has_no_parameters_and_x_T_has_the_datas_dimension():
 def test_the_three_train_with_one_loop():
     rng = np.random.default_rng(0)
     params = mlp.init(rng, hidden=16, layers=1)
-    double = {**params, "last": {"w": np.zeros((16, 4), np.float32), "b": np.zeros(4, np.float32)}}
+    double = mlp.init(rng, hidden=16, layers=1, outputs=4)
     data, chain = exact.SwissRoll(), schedule.uniform_log_snr(20, math.log(1e-2), 4.0)
     runs = {
         "2015": (double, chain, dict(gradient=dpm2015.gradient, draw_t=dpm2015.after_1)),

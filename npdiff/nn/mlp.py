@@ -26,8 +26,8 @@ FREQUENCIES = 0.3 * 1.4 ** np.arange(6)
 LEVEL_MIN, LEVEL_MAX = -7.0, 7.0
 
 
-def init(rng: np.random.Generator, dim: int = 2, hidden: int = 64, layers: int = 4) -> Tree:
-    """Float32 parameters of `layers` residual layers of `hidden` units, for x of shape (B, dim).
+def init(rng: np.random.Generator, dim: int = 2, hidden: int = 64, layers: int = 4, outputs: int | None = None) -> Tree:
+    """Float32 parameters of `layers` residual layers of `hidden` units, for x of shape (B, dim); `outputs` numbers out, dim if None.
 
     Weights are drawn from N(0, 1/inputs). The last layer starts at zero, so an untrained network puts out 0.
     """
@@ -39,7 +39,7 @@ def init(rng: np.random.Generator, dim: int = 2, hidden: int = 64, layers: int =
     params = {"first": linear(dim + 2 * len(FREQUENCIES), hidden)}
     for i in range(1, layers + 1):
         params[f"layer_{i}"] = linear(hidden, hidden)
-    params["last"] = {"w": np.zeros((hidden, dim), np.float32), "b": np.zeros(dim, np.float32)}
+    params["last"] = {"w": np.zeros((hidden, outputs or dim), np.float32), "b": np.zeros(outputs or dim, np.float32)}
     return params
 
 
@@ -67,4 +67,4 @@ def backward(params: Tree, cache: Cache, grad_out: Array) -> tuple[Array, Tree]:
     for i in range(len(params) - 2, 0, -1):
         grad_h, grads[f"layer_{i}"] = residual_backward(grad_h, layers[i - 1])
     grad_inputs, grads["first"] = linear_backward(grad_h, first)
-    return grad_inputs[:, : grad_out.shape[1]], grads
+    return grad_inputs[:, : -2 * len(FREQUENCIES)], grads

@@ -1,8 +1,8 @@
 """Noise-conditional score networks. Song & Ermon 2019, arXiv:1907.05600.
 
 What the paper proposed: learn the score of the data under noise, on a ladder of levels sigma_1 > ... > sigma_L, by denoising score
-matching; draw by Langevin dynamics at each level in turn, from the widest to the narrowest. What later work changed: it is DDPM's objective, since
-score = -eps / sigma (a test shows it to rounding); the SDE view replaces the dynamics by a chain; more levels, and wider ones.
+matching; draw by Langevin dynamics at each level in turn, from the widest to the narrowest. What later work changed: it is DDPM's
+objective, since score = -eps / sigma (a test shows it to rounding); the SDE view replaces the dynamics by a chain; more levels, and wider.
 
     ladder               sec. 4.3      sigma in equal ratios
     dsm                  eq. (5), (6)  the loss with lambda = sigma^2, and its gradient with respect to the network's output
