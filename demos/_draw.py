@@ -60,6 +60,18 @@ def clouds(path: str | Path, named: dict[str, np.ndarray]) -> None:
     table([[panel.image for panel in panels]], list(named)).save(path)
 
 
+def rows_of_clouds(path: str | Path, named: dict[str, list[np.ndarray]]) -> None:
+    """For each name a row of clouds, on one scale: that of the last ones."""
+    extent = square_around(np.concatenate([clouds[-1] for clouds in named.values()]), cut=0.1, margin=0.25)
+    rows = []
+    for clouds in named.values():
+        panels = [view(extent, 190) for _ in clouds]
+        for panel, cloud in zip(panels, clouds, strict=True):
+            panel.dots(cloud, MODEL)
+        rows.append([panel.image for panel in panels])
+    table(rows, labels=[[(name, INK)] for name in named]).save(path)
+
+
 def cloud_table(path: str | Path, clouds: dict[tuple[str, int], np.ndarray], names: Sequence[str], counts: Sequence[int]) -> None:
     """A cloud for each name, in rows, and each number of evaluations, in columns, all on one scale."""
     extent = square_around(clouds[names[0], counts[-1]])
@@ -109,7 +121,13 @@ def reverse_process(
 
 
 def score_field(
-    path: str | Path, ts: Sequence[int], clouds: Arrays, points: np.ndarray, learned: Arrays, exact: Arrays | None = None
+    path: str | Path,
+    ts: Sequence[int],
+    clouds: Arrays,
+    points: np.ndarray,
+    learned: Arrays,
+    exact: Arrays | None = None,
+    names: tuple[str, str] = ("learned score", "exact score"),
 ) -> None:
     """The learned score, over the exact one and with the size of their difference where that is known; a column for each t.
 
@@ -134,7 +152,7 @@ def score_field(
             errors.append(error_map(extent, cloud, learned[i], exact[i], unit).image)
         field.arrows(points, learned[i], unit, MODEL)
         fields.append(field.image)
-    labels = [[("learned score", MODEL), ("exact score", EXACT)], [("size of the error", MODEL), ("(longest arrow: 1)", SOFT)]]
+    labels = [[(names[0], MODEL), (names[1], EXACT)], [("size of the error", MODEL), ("(longest arrow: 1)", SOFT)]]
     rows, labels = ([fields, errors], labels) if errors else ([fields], [labels[0][:1]])
     figure = table(rows, [f"t = {t}" for t in ts], labels)
     if errors:
