@@ -23,7 +23,7 @@ from npdiff.kit.errors import UserError
 from npdiff.kit.parallel import Workers, in_pieces
 from npdiff.nn import unet
 from npdiff.nn.params import Tree, flatten
-from npdiff.papers import improved_ddpm, vdm
+from npdiff.papers import improved_ddpm, posterior, vdm
 from npdiff.reverse import predictor
 from npdiff.sampler import Predictor, Step
 from npdiff.schedule import Schedule, cosine, uniform_log_snr
@@ -76,6 +76,8 @@ def flags(description: str | None) -> _cli.Parser:
     group.add_argument("--guidance", type=_cli.number(-1e-9, 100), metavar="W", help="(1 + W) eps_cond - W eps_uncond; default 0.35")
     group.add_argument("--digits", metavar="0123", help="the classes to draw; default all ten")
     group.add_argument("--samples", type=_cli.whole(1, 10**6), metavar="N", help="digits to draw; default 1000")
+    words = "draw the other half of test digits of which this half is known: left, right, top or bottom; nothing else is sampled"
+    group.add_argument("--inpaint", type=_cli.one_of("left", "right", "top", "bottom"), metavar="HALF", help=words)
     group.add_argument("--weights", type=Path, metavar="FILE", help="a run's weights.npz to sample from; default: DIR's, else the shipped")
     _cli.add_run_flags(parser, out="out/mnist")
     words = f"processes that share the work on a CPU; default {cores()}"
@@ -217,6 +219,25 @@ class Report:
             self.way_back[step.t] = mnist.to_pixels(step.x_t)[rows]
         if step.t_prev <= min(self.way_back) - self.schedule.T / 40 or step.t_prev == 0:
             self.way_back[step.t_prev] = mnist.to_pixels(step.x_prev)[rows]
+
+    def inpaint(self, params: Tree, rng: np.random.Generator) -> None:
+        """A test digit of each class, half of it known, and three draws of the other half: papers/posterior.py."""
+        first = [int(np.flatnonzero(self.digits.test_label == int(c))[0]) for c in self.args.digits]
+        x_0, label = mnist.to_model(self.digits.test_x[first]), self.digits.test_label[first].astype(np.int64)
+        mask, half = np.zeros((1, 28, 28, 1), np.float32), slice(0, 14) if self.args.inpaint in ("left", "top") else slice(14, 28)
+        mask[:, :, half] = 1 if self.args.inpaint in ("left", "right") else 0
+        mask[:, half] = np.maximum(mask[:, half], self.args.inpaint in ("top", "bottom"))
+        times, rows = 3, len(first)
+        known, x_T = np.tile(x_0, (times, 1, 1, 1)), rng.standard_normal((times * rows, 28, 28, 1), dtype=np.float32)
+        predict_eps = self.predictor(params, np.tile(label, times))
+        steps = posterior.inpaint(predict_eps, self.xp.asarray(x_T), self.schedule, rng, self.xp.asarray(known), self.xp.asarray(mask))
+        for step in progress.sampling(steps, times * rows, unit="digits"):
+            drawn = step.x_prev
+        pictures = [mnist.to_pixels(x_0), mnist.to_pixels(x_0 * mask - (1 - mask)), *np.split(mnist.to_pixels(drawn), times)]
+        words = ["test digit", f"known: {self.args.inpaint}", *["drawn"] * times]
+        _draw.grid(self.args.out / "inpainted.png", np.concatenate(pictures), rows, row_labels=words)
+        files.write_npz(self.args.out / "inpainted.npz", x=mnist.to_pixels(drawn), label=np.tile(label, times))
+        print(f"inpainted.png and inpainted.npz are in {self.args.out}")
 
     def write(self, params: Tree, samples: Any, labels: np.ndarray) -> None:
         """Judge the network and its digits, print the figures, draw the pictures, write weights, metrics and samples."""

@@ -54,6 +54,8 @@ def main(args: argparse.Namespace) -> None:
     # Sampling, with guidance towards the labels
     if args.weights is None:
         _cli.say_trained(report.metrics, state.step, args.steps)
+    if args.inpaint:
+        return report.inpaint(state.ema_params, sampling_rng)
     labels = report.labels()
     predict_eps = report.predictor(state.ema_params, labels)
     x_T = standard_normal(sampling_rng, (args.samples, 28, 28, 1), like=state.theta)
