@@ -160,7 +160,7 @@ PERIOD, LENGTH = 5, 20
 
 def heartbeats(n: int, rng: np.random.Generator) -> np.ndarray:
     """A one at every fifth place, from a start drawn at random: (n, 20). There are five of them, so E log2 p(x_0) = -log2 5."""
-    return ((np.arange(LENGTH) - rng.integers(PERIOD, size=(n, 1))) % PERIOD == 0).astype(np.float32)
+    return ((np.arange(LENGTH) - rng.integers(PERIOD, size=(n, 1))) % PERIOD == 0).astype(float)
 
 
 def exact_guess(rates: binomial.Rates) -> binomial.Guess:
@@ -178,9 +178,9 @@ def exact_guess(rates: binomial.Rates) -> binomial.Guess:
 
 def heartbeat(sizes: Sizes, rng: np.random.Generator, xp: Any, found: dict[str, Any]) -> np.ndarray:
     """Train on the heartbeat, print K beside the truth, and count the samples that are heartbeats; returns ten of them."""
-    rates = binomial.rates(100 if sizes is FULL else 4)
+    rates = binomial.rates(400 if sizes is FULL else 4)
     state = train.start(map_leaves(xp.asarray, mlp.init(rng, dim=LENGTH)))
-    steps = sizes.steps // 4 + 1
+    steps = max(1, sizes.steps // 2)
     for _ in range(steps):
         t = rng.integers(2, rates.T + 1, size=sizes.batch)
         _, grad = binomial.gradient(mlp, state.params, xp.asarray(heartbeats(sizes.batch, rng)), t, rates, rng)
@@ -189,7 +189,7 @@ def heartbeat(sizes: Sizes, rng: np.random.Generator, xp: Any, found: dict[str, 
     x_0 = heartbeats(sizes.bound, rng)
     K, error = binomial.bound(xp.asarray(x_0), rates, guess, rng)
     best, _ = binomial.bound(x_0, rates, exact_guess(rates), rng)
-    x_T = xp.asarray(rng.integers(0, 2, (sizes.samples, LENGTH)).astype(np.float32))
+    x_T = xp.asarray(rng.integers(0, 2, (sizes.samples, LENGTH)).astype(float))
     *_, (_, x) = binomial.sample(guess, x_T, rates, rng)
     right = (to_numpy(x)[:, None] == np.unique(heartbeats(200, rng), axis=0)).all(axis=2).any(axis=1).mean()
     print(f"\n2015, binomial, the heartbeat, T = {rates.T}, in bits a sequence: the truth is -log2 5 = {-math.log2(5):.3f}")

@@ -9,7 +9,8 @@ the step back follows by Bayes's rule.
     q_posterior   of x_{t-1} given x_t and x_0, by Bayes's rule
     bound         K as in the Gaussian process: bits a sequence
 
-x has shape (B, n), of 0 and 1 as floats; B(x; p) is a coin that shows 1 with probability p. All bits move independently under q.
+x has shape (B, n), of 0 and 1 in float64, for a step may turn a bit with a probability of 1e-10; the network computes in its own type.
+B(x; p) is a coin that shows 1 with probability p. All bits move independently under q.
 """
 
 import math
@@ -19,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from npdiff.backend import Array, get_array_module, to_numpy
-from npdiff.nn.params import Tree, flatten
+from npdiff.nn.params import Tree, flatten, leaves
 
 BITS = 1 / math.log(2)
 Guess = Callable[[Array, Any], Array]  # (x_t, t) -> the probability that each bit of x_0 is 1
@@ -36,7 +37,7 @@ class Rates(NamedTuple):
         return len(self.A) - 1
 
 
-def rates(T: int, first: float = 1e-4, last: float = 1e-3) -> Rates:
+def rates(T: int, first: float = 1e-4, last: float = 1e-2) -> Rates:
     """A from 1 - first down to `last`, in equal steps of log(A / (1 - A)). (The paper erases 1/T of the data at each of 2,000 steps.)"""
     logit = np.linspace(math.log((1 - first) / first), math.log(last / (1 - last)), T)
     A = np.concatenate([[1.0], 1 / (1 + np.exp(-logit))])
@@ -114,20 +115,17 @@ def sample(guess: Guess, x_T: Array, rates: Rates, rng: np.random.Generator) -> 
         yield t - 1, x_t
 
 
-def told(t: Any, rates: Rates, like: Array) -> Array:
-    """log((1 - A_t) / A_t) / 2, the level of noise, as a network is told it: (B,)."""
-    level = np.broadcast_to(0.5 * np.log((1 - rates.A[t]) / rates.A[t]), len(like))
-    return get_array_module(like).asarray(level.astype(like.dtype))
+def guess_and_cache(net: Any, params: Tree, x_t: Array, t: Any, rates: Rates) -> tuple[Array, Any]:
+    """p_0 = sigmoid(net(2 x_t - 1, level)), with level = log((1 - A_t) / A_t) / 2: the network as a guess of x_0."""
+    dtype = leaves(params)[0].dtype
+    level = np.broadcast_to(0.5 * np.log((1 - rates.A[t]) / rates.A[t]), len(x_t)).astype(dtype)
+    out, cache = net.forward(params, (2 * x_t - 1).astype(dtype), get_array_module(x_t).asarray(level))
+    return 0.5 * get_array_module(x_t).tanh(0.5 * out.astype(x_t.dtype)) + 0.5, cache
 
 
 def guess_of(net: Any, params: Tree, rates: Rates) -> Guess:
-    """sigmoid(net(2 x_t - 1, level)): the network as a guess of x_0."""
-
-    def guess(x_t: Array, t: Any) -> Array:
-        out, _ = net.forward(params, 2 * x_t - 1, told(t, rates, x_t))
-        return 0.5 * get_array_module(x_t).tanh(0.5 * out) + 0.5
-
-    return guess
+    """The network as a guess of x_0."""
+    return lambda x_t, t: guess_and_cache(net, params, x_t, t, rates)[0]
 
 
 def gradient(net: Any, params: Tree, x_0: Array, t: np.ndarray, rates: Rates, rng: np.random.Generator) -> tuple[Array, Array]:
@@ -136,10 +134,9 @@ def gradient(net: Any, params: Tree, x_0: Array, t: np.ndarray, rates: Rates, rn
     dKL/dp = (p - q) / (p (1 - p));  dp/dp_0 = posterior given 1 - posterior given 0;  dp_0/d out = p_0 (1 - p_0).
     """
     x_t = toss(q_marginal(x_0, t, rates), rng)
-    out, cache = net.forward(params, 2 * x_t - 1, told(t, rates, x_t))
-    p_0 = 0.5 * get_array_module(x_t).tanh(0.5 * out) + 0.5
+    p_0, cache = guess_and_cache(net, params, x_t, t, rates)
     if_1, if_0 = q_posterior(0 * x_t + 1, x_t, t, rates), q_posterior(0 * x_t, x_t, t, rates)
     q, p = q_posterior(x_0, x_t, t, rates), p_0 * if_1 + (1 - p_0) * if_0
     grad_out = (p - q) / (p * (1 - p)) * (if_1 - if_0) * p_0 * (1 - p_0)
-    _, grads = net.backward(params, cache, grad_out / len(x_0))
+    _, grads = net.backward(params, cache, (grad_out / len(x_0)).astype(leaves(params)[0].dtype))
     return kl(q, p).sum(axis=1).mean(), flatten(grads)
