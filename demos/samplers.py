@@ -25,7 +25,7 @@ from npdiff import exact, sampler, schedule, train
 from npdiff.backend import select, to_numpy
 from npdiff.kit import files, metrics, order, parallel, progress
 from npdiff.nn import mlp
-from npdiff.nn.params import Tree, map_leaves
+from npdiff.nn.params import map_leaves
 from npdiff.papers import dpm_solver, edm, score_sde
 from npdiff.reverse import predictor
 from npdiff.sampler import Step
@@ -70,16 +70,17 @@ class Model(NamedTuple):
     ode: Callable[[Schedule], score_sde.EpsAndDivergence]
 
 
-def trained(args: argparse.Namespace, xp: Any, rng: np.random.Generator) -> tuple[Model, Tree]:
-    """An MLP that predicts v on all levels: one network for every sampler, since it is told the level and not the step."""
+def trained(args: argparse.Namespace, xp: Any, rng: np.random.Generator) -> tuple[Model, float]:
+    """An MLP that predicts v on all levels, for every sampler, since it is told the level and not the step; and its last loss."""
     state, chain = train.start(map_leaves(xp.asarray, mlp.init(rng))), uniform(20 if args.smoke else 1000)
     steps = 3 if args.smoke else 8000
     batch = 16 if args.smoke else 1024
     training = train.train(mlp, state, ROLL.sample, chain, rng, steps, batch, "v", "target", lr=5e-3)
-    for _ in progress.training(training, 0, steps, batch):
-        pass
+    for step in progress.training(training, 0, steps, batch):
+        loss = step.loss
     params = state.ema_params
-    return Model(lambda s: predictor(mlp, params, s, "v"), lambda s: score_sde.exact_divergence(mlp, params, s, "v")), params
+    model = Model(lambda s: predictor(mlp, params, s, "v"), lambda s: score_sde.exact_divergence(mlp, params, s, "v"))
+    return model, float(loss)
 
 
 def samples(method: Method, model: Model, evaluations: int, z: np.ndarray, rng: np.random.Generator, xp: Any) -> np.ndarray:
@@ -171,14 +172,15 @@ def main(args: argparse.Namespace) -> None:
     xp = select(args.backend)
     _cli.own_folder(args.out)
     training_rng, rng = (np.random.default_rng([args.seed, i]) for i in range(2))
-    network, _ = trained(args, xp, training_rng)
+    network, loss = trained(args, xp, training_rng)
     models = {"the exact predictor": Model(ROLL.predictor, lambda s: score_sde.perfect(ROLL, s)), "the network": network}
     evaluations = EVALUATIONS[:2] if args.smoke else EVALUATIONS
     counts, gap_counts = ([10, 20], [5, 10]) if args.smoke else ([20, 40, 80, 160, 320], [10, 20, 40, 80, 160, 320])
     errors, clouds = measure(models, args.samples, evaluations, rng, xp)
     distances = orders(models["the exact predictor"], counts, rng)
     gaps = flattery(models, gap_counts, 5 if args.smoke else 300, rng, xp)
-    files.write_npz(args.out / "samples.npz", **{f"{name}, {count}": x for (name, count), x in clouds.items()})
+    x = clouds["DDIM", evaluations[-1]]
+    files.write_npz(args.out / "samples.npz", x=x, **{f"{name}, {count}": x for (name, count), x in clouds.items()})
     draw(args.out, evaluations, errors, clouds, distances, counts, gaps, gap_counts)
     found: dict[str, Any] = {
         "evaluations": evaluations,
@@ -189,7 +191,7 @@ def main(args: argparse.Namespace) -> None:
     }
     found |= {"distance_to_ode": {name: list(row) for name, row in distances.items()}}
     found |= {"order": {name: order.order(counts, row) for name, row in distances.items()}}
-    _cli.write_metrics(args.out / "metrics.json", {"backend": xp.__name__, "seed": args.seed, **found})
+    _cli.write_metrics(args.out / "metrics.json", {"backend": xp.__name__, "seed": args.seed, "loss": loss, **found})
     print(f"done in {progress.duration(time.monotonic() - started)}; pictures, samples.npz and metrics.json are in {args.out}")
 
 

@@ -236,9 +236,9 @@ def main(args: argparse.Namespace) -> None:
     results = [of_2015, of_2019, of_2020]
     beats = heartbeat(sizes, rngs[3], xp, found)
     table(results, rngs[4], found)
-    files.write_npz(args.out / "samples.npz", heartbeats=beats, **{r.name: r.x for r in results})
+    files.write_npz(args.out / "samples.npz", x=of_2020.x, heartbeats=beats, **{r.name: r.x for r in results})
     draw(args, results, lambda x, t: score(xp.asarray(x), t), lambda x, t: predict_eps(xp.asarray(x), t), rngs[4])
-    _cli.write_metrics(args.out / "metrics.json", {"backend": xp.__name__, "seed": args.seed, "loss": found["K, MLP"], **found})
+    _cli.write_metrics(args.out / "metrics.json", {"backend": xp.__name__, "seed": args.seed, "loss": -found["K, MLP"], **found})
     print(f"done in {progress.duration(time.monotonic() - started)}; pictures, samples.npz and metrics.json are in {args.out}")
 
 

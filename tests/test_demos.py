@@ -213,3 +213,58 @@ def test_mnist_refuses_bad_input_in_one_line(tmp_path, flags):
     done = subprocess.run(command(*flags, demo="mnist"), cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode in (1, 2) and done.stdout == "" and done.stderr.count("\n") == 1 and done.stderr.startswith("mnist.py: ")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("demo, pictures", [("samplers", 5), ("three_papers", 2)])
+def test_the_smaller_demos_run_and_write_what_they_print(tmp_path, demo, pictures):
+    done = run("--smoke", "--out", "o", cwd=tmp_path, demo=demo)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    metrics = json.loads((tmp_path / "o" / "metrics.json").read_text())
+    assert np.isfinite(metrics["loss"]) and len(list((tmp_path / "o").glob("*.png"))) == pictures
+    assert np.isfinite(np.load(tmp_path / "o" / "samples.npz")["x"]).all()
+    assert run("--backend", "abacus", cwd=tmp_path, demo=demo).returncode == 2
+
+
+def test_the_likelihood_of_points_is_printed_and_kept(tmp_path):
+    done = run("--smoke", "--likelihood", "--no-gif", "--out", "o", cwd=tmp_path)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    ledger = json.loads((tmp_path / "o" / "metrics.json").read_text())["likelihood"]
+    parts = ledger["entropy"] + ledger["gap_prior"] + ledger["gap_gaussian"] + ledger["perfect_beta"] - ledger["perfect_best"]
+    assert parts + ledger["network_beta"] == pytest.approx(ledger["bound_beta"])  # the gap taken apart adds up
+    assert f"{ledger['bound_beta']:.4f}" in done.stdout and ledger["perfect_best"] <= min(
+        ledger["perfect_beta"], ledger["perfect_beta_tilde"]
+    )
+
+
+@pytest.mark.parametrize("objective", ["simple", "bound"])
+def test_the_likelihood_of_digits_is_printed_term_by_term(tmp_path, objective):
+    flags = ["--smoke", "--likelihood", "--no-gif", "--objective", objective, "--out", "o"]
+    done = run(*flags, cwd=tmp_path, demo="mnist")
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    ledgers = json.loads((tmp_path / "o" / "metrics.json").read_text())["likelihood"]
+    assert len(ledgers) == (1 if objective == "bound" else 3)
+    for ledger in ledgers.values():
+        terms = sum(value for name, value in ledger.items() if name.startswith("L_"))
+        assert terms == pytest.approx(ledger["bits_per_dim"]) and f"{ledger['bits_per_dim']:.4f}" in done.stdout
+
+
+def test_the_other_half_of_digits_is_drawn(tmp_path):
+    assert run("--smoke", "--out", "o", "--no-gif", cwd=tmp_path, demo="mnist").returncode == 0
+    before = (tmp_path / "o" / "samples.npz").read_bytes()
+    done = run("--sample-only", "--inpaint", "top", "--digits", "38", "--out", "o", cwd=tmp_path, demo="mnist")
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    drawn = np.load(tmp_path / "o" / "inpainted.npz")
+    assert (
+        drawn["x"].shape == (6, 28, 28)
+        and (drawn["x"][:2, :14] == drawn["x"][2:4, :14]).all()
+        and (drawn["x"][:2] != drawn["x"][2:4]).any()
+    )
+    assert (tmp_path / "o" / "samples.npz").read_bytes() == before
+
+
+def test_the_benchmark_prints_its_table_with_or_without_a_peer(tmp_path):
+    done = run("--smoke", "--profile", "--json", "rows.json", cwd=tmp_path, demo="benchmark")
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert len(rows) == 6 and all(row.keys() == {"name", "ours_ms", "peer_ms", "ratio"} and row["ours_ms"] > 0 for row in rows)
+    assert "conv2d_backward" in done.stdout and "peak memory" in done.stdout
