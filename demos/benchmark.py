@@ -81,9 +81,9 @@ class Case:
 
 def rows(xp: Any, threads: int | None, smoke: bool) -> dict[str, tuple[Case, str]]:
     """Each row's name, its case, and what of it is timed; with workers, where there are `threads`, for what is large enough to share."""
-    workers, large = (parallel.Workers(threads, size) if threads else None for size in (_digits.PIECE, 1024))
+    workers = parallel.Workers(threads, _digits.PIECE) if threads else None
     width, many = (8, 8) if smoke else (_digits.PRESETS[xp.__name__]["width"], _digits.PRESETS[xp.__name__]["batch"])
-    points = {n: Case(mlp, xp, n, (2,), large if n > 1024 else None) for n in (32, 256, 2048)}
+    points = {n: Case(mlp, xp, n, (2,), None) for n in (32, 256, 2048)}
     digits = Case(unet, xp, many, DIGITS, workers, width=width)
     return {
         **{f"MLP step, batch {n}": (case, "step") for n, case in points.items()},
