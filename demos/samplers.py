@@ -147,7 +147,14 @@ def draw(
     for of in ("exact", "network"):
         key = next(name for name in errors if of in name)
         lines = [_draw.Series(name, at, np.array(row), color) for (name, row), color in zip(errors[key].items(), COLORS, strict=True)]
-        _draw.curves(out / f"errors_{of}.png", lines, "evaluations of the predictor", "energy distance × 1000", log_x=True, log_y=True)
+        _draw.curves(
+            out / f"errors_{of}.png",
+            lines,
+            "evaluations of the predictor (above: 1000 times the energy distance)",
+            "",
+            log_x=True,
+            log_y=True,
+        )
     lines = [_draw.Series(name, np.array(counts, float), row, color) for (name, row), color in zip(distances.items(), COLORS, strict=False)]
     _draw.curves(out / "orders.png", lines, "levels", "distance to the ODE's point", log_x=True, log_y=True)
     lines = [

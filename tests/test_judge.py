@@ -78,7 +78,7 @@ def test_samples_that_are_not_finite_are_refused_before_the_last_ones_are_replac
     report = _points.Report(args, ROLL, linear(args.T), np.random.default_rng(6), np)
     (tmp_path / "o" / "samples.npz").write_text("the last run's")
     with pytest.raises(data.UserError, match="diverged"):
-        report.write(ROLL.exact.predictor(linear(args.T)), np.full((4, 2), np.nan, np.float32))
+        report.write(ROLL.exact.predictor(linear(args.T)), np.full((4, 2), np.nan, np.float32), {})
     assert (tmp_path / "o" / "samples.npz").read_text() == "the last run's"
 
 
