@@ -136,12 +136,13 @@ def settings(
     explicit = {name: value for name, value in vars(args).items() if name in defaults and value is not None}
     if kept is None:
         return {**defaults, **(smoke if args.smoke else {}), **explicit}
+    kept = {**defaults, **kept}  # a setting that is younger than the run had its default
     for name, value in explicit.items():
-        if name not in free and value != kept.get(name):
+        if name not in free and value != kept[name]:
             flag = "--" + name.replace("_", "-")
-            made = f"{flag} {value} contradicts the run in {args.out}, made with {flag} {kept.get(name)}"
+            made = f"{flag} {value} contradicts the run in {args.out}, made with {flag} {kept[name]}"
             raise UserError(f"{made}; leave {flag} out, or start anew without --resume")
-    return {**defaults, **kept, **explicit}
+    return {**kept, **explicit}
 
 
 def own_folder(path: Path) -> None:

@@ -43,6 +43,7 @@ FREE = ("digits", "sampler", "sampling_steps", "guidance", "samples", "seed", "g
 
 DEMOS = Path(__file__).parent
 SHIPPED_DIGITS, SHIPPED_WEIGHTS = DEMOS / "mnist_5000.npz", DEMOS / "mnist_weights.npz"
+HALVES = {"top": np.s_[:, :14], "bottom": np.s_[:, 14:], "left": np.s_[:, :, :14], "right": np.s_[:, :, 14:]}  # of (B, 28, 28, 1)
 PIECE = 16  # images that a worker takes at a time; they stay in cache
 LARGEST_PIECE = 250  # digits in one call of the network without workers
 
@@ -77,7 +78,7 @@ def flags(description: str | None) -> _cli.Parser:
     group.add_argument("--digits", metavar="0123", help="the classes to draw; default all ten")
     group.add_argument("--samples", type=_cli.whole(1, 10**6), metavar="N", help="digits to draw; default 1000")
     words = "draw the other half of test digits of which this half is known: left, right, top or bottom; nothing else is sampled"
-    group.add_argument("--inpaint", type=_cli.one_of("left", "right", "top", "bottom"), metavar="HALF", help=words)
+    group.add_argument("--inpaint", type=_cli.one_of(*HALVES), metavar="HALF", help=words)
     group.add_argument("--weights", type=Path, metavar="FILE", help="a run's weights.npz to sample from; default: DIR's, else the shipped")
     _cli.add_run_flags(parser, out="out/mnist")
     words = f"processes that share the work on a CPU; default {cores()}"
@@ -224,9 +225,8 @@ class Report:
         """A test digit of each class, half of it known, and three draws of the other half: papers/posterior.py."""
         first = [int(np.flatnonzero(self.digits.test_label == int(c))[0]) for c in self.args.digits]
         x_0, label = mnist.to_model(self.digits.test_x[first]), self.digits.test_label[first].astype(np.int64)
-        mask, half = np.zeros((1, 28, 28, 1), np.float32), slice(0, 14) if self.args.inpaint in ("left", "top") else slice(14, 28)
-        mask[:, :, half] = 1 if self.args.inpaint in ("left", "right") else 0
-        mask[:, half] = np.maximum(mask[:, half], self.args.inpaint in ("top", "bottom"))
+        mask = np.zeros((1, 28, 28, 1), np.float32)
+        mask[HALVES[self.args.inpaint]] = 1
         times, rows = 3, len(first)
         known, x_T = np.tile(x_0, (times, 1, 1, 1)), rng.standard_normal((times * rows, 28, 28, 1), dtype=np.float32)
         predict_eps = self.predictor(params, np.tile(label, times))
@@ -342,13 +342,9 @@ def quality(x: np.ndarray, label: np.ndarray, judging: Tree, digits: mnist.Digit
     """
     of_train, of_test = np.isin(digits.train_label, label), np.isin(digits.test_label, label)
     train_x, test_x, train_label = digits.train_x[of_train], digits.test_x[of_test], digits.train_label[of_train]
-    of_training = classifier.features(judging, train_x)
-    unit = np.sqrt(of_training.var(axis=0).mean())
-    of_training, of_test_set, of_drawn = (
-        of_training / unit,
-        classifier.features(judging, test_x) / unit,
-        classifier.features(judging, x) / unit,
-    )
+    features = [classifier.features(judging, images) for images in (train_x, test_x, x)]
+    unit = np.sqrt(features[0].var(axis=0).mean())
+    of_training, of_test_set, of_drawn = (of_images / unit for of_images in features)
     floor, floor_std = digit_metrics.frechet_floor(of_training, train_label, of_test_set, label, rng)
     found, some = classifier.predicted(judging, x), rng.permutation(len(test_x))[: len(x)]
     return {

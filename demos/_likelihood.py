@@ -6,17 +6,15 @@ from typing import Any
 import numpy as np
 
 import _judge
-from npdiff import exact, likelihood
+from npdiff import exact, likelihood, normal
 from npdiff.backend import to_numpy
 from npdiff.forward import prior_kl, q_sample
 from npdiff.kit.data import Points
 from npdiff.kit.parallel import cut
+from npdiff.normal import BITS
 from npdiff.papers import score_sde
 from npdiff.sampler import Predictor
 from npdiff.schedule import Schedule
-
-BITS = 1 / math.log(2)
-
 
 # Points: the ledger from the losses at every t, and the ODE
 
@@ -30,9 +28,8 @@ def losses(predict_eps: Predictor, data: Points, schedule: Schedule, n: int, rng
 def prior_part(data: exact.Mixture, schedule: Schedule, n: int, rng: np.random.Generator) -> float:
     """KL(q(x_T) || N(0, I)) in nats, of the marginal, by n points."""
     x_T = q_sample(data.sample(n, rng, np.float64), schedule.T, rng.standard_normal((n, data.dim)), schedule)
-    log_ratio = data.log_prob(x_T, float(schedule.signal[-1]), float(schedule.noise[-1])) + 0.5 * (x_T**2 + math.log(2 * math.pi)).sum(
-        axis=1
-    )
+    log_q = data.log_prob(x_T, float(schedule.signal[-1]), float(schedule.noise[-1]))
+    log_ratio = log_q - normal.log_prob(x_T, 0.0, 1.0).sum(axis=1)
     return float((log_ratio + np.expm1(-log_ratio)).mean())  # of the same mean as log_ratio, and of an eighth of its standard error
 
 
@@ -52,18 +49,19 @@ def of_points(
     found, dim = losses(predict_eps, data, schedule, n, rng, xp), x_0.shape[1]
     print(f"\nthe bound on -log p, nats a point, T = {schedule.T}, by {n:,} points at every t")
     print(f"{'variance':>12} {'bound':>9}" + (f" {'perfect network':>16}" if data.exact else ""))
-    metrics = {}
+    metrics: dict[str, float] = {}
+    floor = found.get("irreducible_loss")
+    loss = found["loss"] if floor is None else floor + found["excess"]  # by paired points: of a smaller error
     for name in ("beta_tilde", "beta", "best"):
-        of_best = found.get("irreducible_loss", found["loss"])
-        variance = likelihood.best_variance(of_best, schedule) if name == "best" else likelihood.variance_table(name, schedule)
-        metrics[f"bound_{name}"] = L_T + dim * float(likelihood.terms_from_loss(found["loss"], schedule, variance).sum())
-        if data.exact:
-            perfect = L_T + dim * float(likelihood.terms_from_loss(found["irreducible_loss"], schedule, variance).sum())
-            excess = found["excess"] * schedule.beta**2 / np.maximum(2 * schedule.alpha * schedule.noise**2 * variance, 1e-300)
-            metrics[f"network_{name}"] = dim * float(excess[1:].sum())
-            metrics[f"perfect_{name}"] = perfect
-            metrics[f"bound_{name}"] = perfect + metrics[f"network_{name}"]  # by paired points: of a smaller error
-        print(f"{name:>12} {metrics[f'bound_{name}']:9.4f}" + (f" {metrics[f'perfect_{name}']:16.4f}" if data.exact else ""))
+        best = likelihood.best_variance(loss if floor is None else floor, schedule)
+        variance = best if name == "best" else likelihood.variance_table(name, schedule)
+        bound = metrics[f"bound_{name}"] = L_T + dim * float(likelihood.terms_from_loss(loss, schedule, variance).sum())
+        line = f"{name:>12} {bound:9.4f}"
+        if floor is not None:
+            perfect = metrics[f"perfect_{name}"] = L_T + dim * float(likelihood.terms_from_loss(floor, schedule, variance).sum())
+            metrics[f"network_{name}"] = bound - perfect
+            line += f" {perfect:16.4f}"
+        print(line)
     if data.exact:
         metrics |= say_gap(metrics, data.exact, schedule, rng)
     return metrics | of_ode(ode, ode_levels, data, x_0, xp)
@@ -72,11 +70,11 @@ def of_points(
 def of_ode(ode: score_sde.EpsAndDivergence, levels: Schedule, data: Points, x_0: np.ndarray, xp: Any) -> dict[str, float]:
     """Print and return -log p(x_0) by the ODE and, for data in closed form, how far it is from the truth on the same points; nats."""
     log_p = to_numpy(score_sde.ode_log_prob(ode, xp.asarray(x_0), levels)).astype(np.float64)
-    metrics = {"ode_nll": float(-log_p.mean()), "ode_nll_error": float(log_p.std() / math.sqrt(len(x_0)))}
+    metrics = dict(zip(("ode_nll", "ode_nll_error"), likelihood.mean_and_error(-log_p), strict=True))
     print(f"by the ODE, {levels.T} levels    {metrics['ode_nll']:9.4f} +- {metrics['ode_nll_error']:.4f}")
     if data.exact:
         gap = data.exact.log_prob(x_0.astype(np.float64)) - log_p
-        metrics |= {"ode_gap": float(gap.mean()), "ode_gap_error": float(gap.std() / math.sqrt(len(x_0)))}
+        metrics |= zip(("ode_gap", "ode_gap_error"), likelihood.mean_and_error(gap), strict=True)
         print(f"  true minus found, same points {metrics['ode_gap']:9.4f} +- {metrics['ode_gap_error']:.4f}")
     return metrics
 
@@ -130,12 +128,12 @@ def of_digits(
     first, t, later = (np.concatenate(column).astype(np.float64) for column in zip(*pieces, strict=True))
     unit = BITS / x_0[0].size
     L_T = float(prior_kl(x_0, schedule).mean()) * unit
-    total = unit * (first + later)
+    mean, error = likelihood.mean_and_error(unit * (first + later).reshape(draws, -1).mean(axis=0))
     edges = sorted({2, *(max(3, round(schedule.T * share) + 1) for share in (0.02, 0.1, 0.3, 1.0))})
     ranges = [(low, high - 1) for low, high in zip(edges[:-1], edges[1:], strict=True)]
     return {
-        "bits_per_dim": float(total.mean()) + L_T,
-        "bits_per_dim_error": float(total.reshape(draws, -1).mean(axis=0).std(ddof=1) / math.sqrt(len(x_0))),
+        "bits_per_dim": mean + L_T,
+        "bits_per_dim_error": error,
         "L_T": L_T,
         "L_0": float(first.mean()) * unit,
         **{f"L_t-1, t = {low}..{high}": float(np.where((t >= low) & (t <= high), later, 0.0).mean()) * unit for low, high in ranges},
@@ -144,9 +142,8 @@ def of_digits(
 
 def say_digits(name: str, ledger: dict[str, Any], images: int) -> None:
     terms = {words: value for words, value in ledger.items() if words.startswith("L_")}
-    print(
-        f"\n{name}: {ledger['bits_per_dim']:.4f} +- {ledger['bits_per_dim_error']:.4f} bits a pixel, an upper bound, by {images:,} images"
-    )
+    bits = f"{ledger['bits_per_dim']:.4f} +- {ledger['bits_per_dim_error']:.4f} bits a pixel"
+    print(f"\n{name}: {bits}, an upper bound, by {images:,} images")
     for words, bits in sorted(terms.items(), key=lambda item: item[0] == "L_0"):
         print(f"  {words:<24} {bits:8.4f}")
 

@@ -25,13 +25,13 @@ from npdiff.backend import select, standard_normal, to_numpy
 from npdiff.kit import files, metrics, parallel, progress
 from npdiff.nn import mlp
 from npdiff.nn.params import Tree, map_leaves
+from npdiff.normal import BITS
 from npdiff.optim import adam
 from npdiff.papers import binomial, dpm2015, ncsn, radial_basis
 from npdiff.reverse import predictor
 from npdiff.schedule import Schedule
 
 ROLL = exact.SwissRoll(0.5)
-BITS = 1 / math.log(2)
 CEILING = -BITS * ROLL.entropy()  # E log2 p(x_0)
 
 
@@ -87,9 +87,8 @@ def dpm_2015(sizes: Sizes, rng: np.random.Generator, xp: Any, found: dict[str, A
     state = trained(mlp, mlp.init(rng, outputs=4), chain, sizes, rng, xp, **how)
     seconds = time.monotonic() - started
     x_0 = ROLL.sample(sizes.bound, rng)
-    print(
-        f"2015, Gaussian, T = {T}, in bits a point: the ceiling E log2 p(x_0) is {CEILING:.3f}, the null model {dpm2015.null_model(2):.3f}"
-    )
+    words = f"ceiling E log2 p(x_0) {CEILING:.3f}, null model {dpm2015.null_model(2):.3f}"
+    print(f"2015, Gaussian, T = {T}, in bits a point: {words}")
     reverse = dpm2015.reverse(mlp, state.ema_params, chain)
     rows = {"MLP": (reverse, chain), "perfect network": (dpm2015.best_reverse(ROLL, chain), chain)}
     radial = trained(radial_basis, radial_basis.init(rng, T), chain, sizes, rng, xp, **how)
@@ -99,7 +98,7 @@ def dpm_2015(sizes: Sizes, rng: np.random.Generator, xp: Any, found: dict[str, A
     learned = learned_rates(chain, state, sizes, rng, xp)
     rows["perfect network, learned rates"] = dpm2015.best_reverse(ROLL, learned), learned
     for name, (back, levels) in rows.items():
-        K, error = dpm2015.bound(xp.asarray(x_0), levels, back, rng) if "perfect" not in name else dpm2015.bound(x_0, levels, back, rng)
+        K, error = dpm2015.bound(x_0 if "perfect" in name else xp.asarray(x_0), levels, back, rng)
         found[f"K, {name}"] = K
         print(f"  K {K:8.3f} +- {error:.3f}   {name}", flush=True)
     x, clouds = seen(dpm2015.sample(reverse, xp.asarray(rng.standard_normal((sizes.samples, 2), dtype=np.float32)), chain, rng), "x_prev")
@@ -184,7 +183,7 @@ def heartbeat(sizes: Sizes, rng: np.random.Generator, xp: Any, found: dict[str, 
     for _ in range(steps):
         t = rng.integers(2, rates.T + 1, size=sizes.batch)
         _, grad = binomial.gradient(mlp, state.params, xp.asarray(heartbeats(sizes.batch, rng)), t, rates, rng)
-        train.update(state, grad, steps, 3e-3, 0.2, 1.0, 0.999, 0.99)
+        train.update(state, grad, steps, lr=3e-3, hold=0.2, clip=1.0, beta_2=0.999, ema_decay=0.99)
     guess = binomial.guess_of(mlp, state.ema_params, rates)
     x_0 = heartbeats(sizes.bound, rng)
     K, error = binomial.bound(xp.asarray(x_0), rates, guess, rng)

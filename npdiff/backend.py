@@ -31,6 +31,11 @@ def to_numpy(x: Array) -> np.ndarray:
     return x.get() if hasattr(x, "get") else np.asarray(x)
 
 
+def sigmoid(x: Array) -> Array:
+    """1 / (1 + exp(-x)) = (1 + tanh(x/2)) / 2, which never overflows, and which neither module has."""
+    return 0.5 * get_array_module(x).tanh(0.5 * x) + 0.5
+
+
 def standard_normal(rng: np.random.Generator, shape: tuple[int, ...], like: Array) -> Array:
     """z ~ N(0, I) of like's dtype, drawn on the host and moved to like's device.
 

@@ -19,7 +19,7 @@ import numpy as np
 from npdiff import normal
 from npdiff.backend import Array, get_array_module, standard_normal, to_numpy
 from npdiff.forward import Time, prior_kl, q_posterior, q_sample, q_step
-from npdiff.reverse import p_mean_from_eps
+from npdiff.reverse import mean_slope, p_mean_from_eps
 from npdiff.schedule import Schedule, coefficient
 
 Reverse = Callable[[Array, Time], tuple[Array, Array]]
@@ -54,15 +54,12 @@ def variance_table(name: str, schedule: Schedule) -> np.ndarray:
 def best_variance(loss: np.ndarray, schedule: Schedule) -> np.ndarray:
     """The variance of each reverse step that makes the bound smallest, for a predictor whose loss |eps - eps_hat|^2 has the means loss[t].
 
-    v_t = beta_tilde_t + beta_t^2 / (alpha_t noise_t^2) loss_t,  the mean of |x_{t-1} - mean|^2; all a dimension, in tables (T+1,).
+    v_t = beta_tilde_t + w_t^2 loss_t,  w_t = `reverse.mean_slope`:  the mean of |x_{t-1} - mean|^2; all a dimension, in tables (T+1,).
 
-    x_{t-1} has variance beta_tilde given x_t and x_0, and its mean moves by beta / (sqrt(alpha) noise) with eps. For a perfect predictor
-    this is the mean variance of q(x_{t-1} | x_t). Theorem 1, Bao et al. 2022, arXiv:2201.06503, written with the loss for the score.
+    x_{t-1} has variance beta_tilde given x_t and x_0, and its mean moves by w_t with eps. For a perfect predictor this is the mean
+    variance of q(x_{t-1} | x_t). Theorem 1, Bao et al. 2022, arXiv:2201.06503, written with the loss for the score.
     """
-    s = schedule
-    table = np.zeros(s.T + 1)
-    table[1:] = s.beta_tilde[1:] + s.beta[1:] ** 2 / (s.alpha[1:] * s.noise[1:] ** 2) * loss[1:]
-    return table
+    return schedule.beta_tilde + np.concatenate([[0.0], mean_slope(np.arange(1, schedule.T + 1), schedule) ** 2 * loss[1:]])
 
 
 def gaussian_decoder(x_0: Array, mean: Array, var: Array) -> Array:
@@ -111,7 +108,12 @@ def bound(
 
 def ledger_line(name: str, t: int, nats: Array) -> tuple[Term, np.ndarray]:
     values = to_numpy(nats).astype(np.float64)
-    return Term(name, t, float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values)))), values
+    return Term(name, t, *mean_and_error(values)), values
+
+
+def mean_and_error(values: np.ndarray) -> tuple[float, float]:
+    """The mean of (B,) and its standard error."""
+    return float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values)))
 
 
 def path(
@@ -141,13 +143,12 @@ def path(
 def terms_from_loss(loss: np.ndarray, schedule: Schedule, variance: np.ndarray) -> np.ndarray:
     """The terms t = 1..T in nats a dimension, with the Gaussian decoder, of a predictor whose loss |eps - eps_hat|^2 has the means loss[t].
 
-    L_{t-1} = 1/2 [r - 1 - log r + w_t^2 loss_t / var_t],  r = beta_tilde_t / var_t,  w_t = beta_t / (sqrt(alpha_t) noise_t);  L_0 likewise
-    with 1/2 [log(2 pi var_1) + w_1^2 loss_1 / var_1]. Tables of shape (T+1,), 0 at t = 0. The bound is linear in the loss at each t.
+    L_{t-1} = 1/2 [r - 1 - log r + w_t^2 loss_t / var_t],  r = beta_tilde_t / var_t,  w_t = `reverse.mean_slope`;  L_0 likewise with
+    1/2 [log(2 pi var_1) + w_1^2 loss_1 / var_1]. Tables of shape (T+1,), 0 at t = 0. The bound is linear in the loss at each t.
     """
-    s, terms = schedule, np.zeros(schedule.T + 1)
-    var = variance[1:]
-    w2 = s.beta[1:] ** 2 / (s.alpha[1:] * s.noise[1:] ** 2)
-    r = np.where(s.beta_tilde[1:] > 0, s.beta_tilde[1:] / var, 1.0)
+    var, beta_tilde, terms = variance[1:], schedule.beta_tilde[1:], np.zeros(schedule.T + 1)
+    w2 = mean_slope(np.arange(1, schedule.T + 1), schedule) ** 2
+    r = np.where(beta_tilde > 0, beta_tilde / var, 1.0)
     terms[1:] = 0.5 * (r - 1 - np.log(r) + w2 * loss[1:] / var)
     terms[1] += 0.5 * (normal.LOG_2PI + math.log(var[0]))
     return terms

@@ -7,6 +7,7 @@ import numpy as np
 from npdiff.backend import Array, get_array_module, to_numpy
 
 LOG_2PI = math.log(2 * math.pi)
+BITS = 1 / math.log(2)  # in a nat
 
 
 def log(x: Array) -> Array:

@@ -30,6 +30,15 @@ def p_mean_from_eps(x_t: Array, t: Time, eps_hat: Array, schedule: Schedule) -> 
     return (x_t - weight_eps * eps_hat) / _sqrt_alpha(x_t, t, schedule)
 
 
+def mean_slope(t: Time, schedule: Schedule) -> np.ndarray:
+    """d mu_theta / d eps_hat = -beta_t / (sqrt(alpha_t) sqrt(1 - alpha_bar_t)), by eq. (11), Ho et al. 2020; float64, of t's shape.
+
+    So an error of eps_hat is an error of the mean: mu_theta - mu_tilde = mean_slope (eps_hat - eps).
+    """
+    check_t(t, schedule)
+    return -schedule.beta[t] / (np.sqrt(schedule.alpha[t]) * schedule.noise[t])
+
+
 def p_mean_from_x_0(x_t: Array, t: Time, x_0_hat: Array, schedule: Schedule) -> Array:
     """mu_theta = the mean of q(x_{t-1} | x_t, x_0 = x_0_hat). Eq. (7) and (11), Ho et al. 2020, arXiv:2006.11239."""
     mean, _ = q_posterior(x_0_hat, x_t, t, schedule)

@@ -10,6 +10,8 @@ import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
 
+from npdiff.nn import mlp
+from npdiff.nn.params import pack
 from npdiff.schedule import Schedule, cosine, linear, variance_preserving
 
 settings.register_profile("ci", derandomize=True, deadline=None, max_examples=40, print_blob=True)
@@ -82,3 +84,14 @@ def assert_within_standard_errors(samples: np.ndarray, expected: float | np.ndar
     standard_error = samples.std(axis=axis, ddof=1) / np.sqrt(samples.shape[axis])
     deviation = np.abs(samples.mean(axis=axis) - expected) / standard_error
     assert np.all(deviation < STANDARD_ERRORS), f"{np.max(deviation):.1f} standard errors"
+
+
+def random_mlp(rng: np.random.Generator, **sizes: int) -> tuple[np.ndarray, dict]:
+    """theta of a small MLP in float64, every leaf random, and a tree of its shapes."""
+    theta, like = pack(mlp.init(rng, **{"hidden": 8, "layers": 1, **sizes}))
+    return theta.astype(np.float64) + 0.3 * rng.standard_normal(theta.size), like
+
+
+def sign_turned(params: dict) -> dict:
+    """The parameters of a network that puts out the opposite of what these do."""
+    return {**params, "last": {name: -leaf for name, leaf in params["last"].items()}}

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from conftest import STANDARD_ERRORS, preserving_schedules, seeds
+from conftest import STANDARD_ERRORS, preserving_schedules, random_mlp, seeds, sign_turned
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,12 +23,6 @@ from npdiff.schedule import variance_preserving
 GRADIENT = 1e-5
 T = 12
 CHAIN = schedule.uniform_log_snr(T, math.log(1e-2), 3.0)
-
-
-def random_network(rng, outputs=4):
-    """A small MLP in float64 with two outputs a coordinate, every leaf random."""
-    theta, like = pack(mlp.init(rng, hidden=8, layers=1, outputs=outputs))
-    return theta.astype(np.float64) + 0.3 * rng.standard_normal(theta.size), like
 
 
 # 2015, Gaussian
@@ -99,7 +93,7 @@ def test_for_wider_data_the_upper_bound_of_eq_24_fails_and_the_lower_holds():
 @given(seeds)
 def test_the_gradient_of_K(seed):
     rng = np.random.default_rng(seed)
-    theta, like = random_network(rng)
+    theta, like = random_mlp(rng, outputs=4)
     x_0, eps, t = *rng.standard_normal((2, 9, 2)), rng.integers(2, T + 1, 9)
     f = lambda theta: dpm2015.gradient(mlp, unflatten(theta, like), x_0, t, eps, CHAIN)[0]  # noqa: E731
     assert directional_error(f, theta, dpm2015.gradient(mlp, unflatten(theta, like), x_0, t, eps, CHAIN)[1], rng) < GRADIENT
@@ -109,7 +103,7 @@ def test_the_gradient_of_K(seed):
 @given(seeds)
 def test_the_gradient_of_K_in_the_rates(seed):
     rng = np.random.default_rng(seed)
-    theta, like = random_network(rng)
+    theta, like = random_mlp(rng, outputs=4)
     params, n = unflatten(theta, like), 9
     x_0, eps, t = *rng.standard_normal((2, n, 2)), rng.integers(2, T + 1, n)
 
@@ -128,7 +122,7 @@ def test_the_gradient_of_K_in_the_rates(seed):
 
 def test_the_terms_of_training_are_those_of_the_bound():
     rng = np.random.default_rng(0)
-    theta, like = random_network(rng)
+    theta, like = random_mlp(rng, outputs=4)
     params, x_0 = unflatten(theta, like), rng.standard_normal((40_000, 2))
     K, error = dpm2015.bound(x_0, CHAIN, dpm2015.reverse(mlp, params, CHAIN), rng)
     t, eps = dpm2015.after_1(len(x_0), T, rng), rng.standard_normal(x_0.shape)
@@ -228,8 +222,7 @@ def test_K_of_independent_coins_comes_near_their_entropy_from_below():
 @given(seeds)
 def test_the_gradient_of_the_binomial_bound(seed):
     rng = np.random.default_rng(seed)
-    theta, like = pack(mlp.init(rng, dim=4, hidden=8, layers=1))
-    theta = theta.astype(np.float64) + 0.3 * rng.standard_normal(theta.size)
+    theta, like = random_mlp(rng, dim=4)
     x_0, t = rng.integers(0, 2, (6, 4)).astype(float), rng.integers(2, RATES.T + 1, 6)
     f = lambda theta: binomial.gradient(mlp, unflatten(theta, like), x_0, t, RATES, np.random.default_rng(seed))[0]  # noqa: E731
     grad = binomial.gradient(mlp, unflatten(theta, like), x_0, t, RATES, np.random.default_rng(seed))[1]
@@ -263,7 +256,7 @@ def test_the_rule_for_a_smooth_r_is_the_product_to_first_order_in_the_step(mean,
 
 def test_the_papers_rule_ends_at_two_thirds_where_the_truth_is_a_half():
     assert posterior.product(0.0, 1.0, 1.0, 1.0) == (0.5, 0.5)
-    assert posterior.limit_on_gaussian_data(1.0, 1.0, 1.0) == pytest.approx((2 / 3, 1 / 3))
+    assert posterior.limit_on_gaussian_data(1.0, 1.0) == pytest.approx((2 / 3, 1 / 3))
     data, chain, n, rng = exact.Gaussian([0.0], [[1.0]]), schedule.linear(1000), 20_000, np.random.default_rng(0)
     *_, (t, x) = posterior.restrained(data.predictor(chain), rng.standard_normal((n, 1)), chain, rng, 1.0, 1.0)
     assert t == 0 and abs(x.mean() - 2 / 3) < STANDARD_ERRORS * math.sqrt(1 / 3 / n) + 0.003
@@ -295,8 +288,7 @@ def test_denoising_score_matching_is_half_of_l_simple_and_so_is_its_gradient(see
 @given(seeds)
 def test_the_gradient_of_score_matching(seed):
     rng, chain = np.random.default_rng(seed), ncsn.ladder(5)
-    theta, like = pack(mlp.init(rng, hidden=8, layers=1))
-    theta = theta.astype(np.float64) + 0.3 * rng.standard_normal(theta.size)
+    theta, like = random_mlp(rng)
     x_0, eps, t = *rng.standard_normal((2, 6, 2)), rng.integers(1, 6, 6)
     f = lambda theta: ncsn.gradient(mlp, unflatten(theta, like), x_0, t, eps, chain)[0]  # noqa: E731
     assert directional_error(f, theta, ncsn.gradient(mlp, unflatten(theta, like), x_0, t, eps, chain)[1], rng) < GRADIENT
@@ -304,9 +296,8 @@ def test_the_gradient_of_score_matching(seed):
 
 def test_ncsn_and_ddpm_learn_the_same_function():
     rng, chain = np.random.default_rng(0), ncsn.ladder(5)
-    theta, like = pack(mlp.init(rng, hidden=8, layers=1))
-    params = unflatten(theta.astype(np.float64) + 0.3 * rng.standard_normal(theta.size), like)
-    turned = {**params, "last": {name: -leaf for name, leaf in params["last"].items()}}
+    params = unflatten(*random_mlp(rng))
+    turned = sign_turned(params)
     x_t, t = rng.standard_normal((6, 2)), rng.integers(1, 6, 6)
     eps_hat = predictor(mlp, turned, chain)(x_t, t)
     np.testing.assert_allclose(ncsn.predictor(mlp, params, chain)(x_t, t), eps_hat, rtol=1e-9)

@@ -6,7 +6,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from conftest import STANDARD_ERRORS, preserving_schedules, schedules, seeds
+from conftest import STANDARD_ERRORS, preserving_schedules, random_mlp, schedules, seeds, sign_turned
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,7 +14,7 @@ from npdiff import exact, schedule, train
 from npdiff.kit import order
 from npdiff.kit.gradcheck import directional_error
 from npdiff.nn import mlp
-from npdiff.nn.params import pack, unflatten
+from npdiff.nn.params import unflatten
 from npdiff.papers import dpm_solver, edm, score_sde
 from npdiff.reverse import predictor
 from npdiff.sampler import ddim
@@ -163,8 +163,7 @@ def test_the_perfect_divergence_is_that_of_the_predictor(chain, seed):
 @given(schedules(max_T=10), seeds, st.sampled_from(["eps", "x_0", "v"]))
 def test_the_divergence_of_a_network_is_that_of_its_predictor(chain, seed, predict):
     rng = np.random.default_rng(seed)
-    theta, like = pack(mlp.init(rng, hidden=8, layers=1))
-    params = unflatten(theta.astype(np.float64) + 0.3 * rng.standard_normal(theta.size), like)
+    params = unflatten(*random_mlp(rng))
     x, t, h = rng.standard_normal((3, 2)), int(rng.integers(1, chain.T + 1)), 1e-6
     if chain.signal[t] == 0:
         return
@@ -177,8 +176,7 @@ def test_the_divergence_of_a_network_is_that_of_its_predictor(chain, seed, predi
 
 def test_hutchinsons_estimate_averaged_over_all_signs_is_the_divergence():
     rng, chain = np.random.default_rng(0), schedule.cosine(10)
-    theta, like = pack(mlp.init(rng, hidden=8, layers=1))
-    params = unflatten(theta.astype(np.float64) + 0.3 * rng.standard_normal(theta.size), like)
+    params = unflatten(*random_mlp(rng))
     x = rng.standard_normal((1, 2))
 
     class Signs:
@@ -233,8 +231,7 @@ def test_its_gradient_and_its_predictor(chain, seed, sigma_data):
     if chain.signal[-1] == 0:
         return
     rng = np.random.default_rng(seed)
-    theta, like = pack(mlp.init(rng, hidden=8, layers=1))
-    theta = theta.astype(np.float64) + 0.3 * rng.standard_normal(theta.size)
+    theta, like = random_mlp(rng)
     x_0, eps, t = *rng.standard_normal((2, 6, 2)), rng.integers(1, chain.T + 1, 6)
     loss = lambda theta: edm.gradient(mlp, unflatten(theta, like), x_0, t, eps, chain, sigma_data=sigma_data)[0]  # noqa: E731
     _, grad = edm.gradient(mlp, unflatten(theta, like), x_0, t, eps, chain, sigma_data=sigma_data)
@@ -243,9 +240,8 @@ def test_its_gradient_and_its_predictor(chain, seed, sigma_data):
 
 def test_with_sigma_data_1_it_is_v_prediction_with_the_sign_turned():
     rng, chain = np.random.default_rng(0), schedule.cosine(10)
-    theta, like = pack(mlp.init(rng, hidden=8, layers=1))
-    params = unflatten(theta.astype(np.float64) + 0.3 * rng.standard_normal(theta.size), like)
-    turned = {**params, "last": {name: -leaf for name, leaf in params["last"].items()}}
+    params = unflatten(*random_mlp(rng))
+    turned = sign_turned(params)
     x_t, t = rng.standard_normal((5, 2)), rng.integers(1, 11, 5)
     np.testing.assert_allclose(edm.predictor(mlp, params, chain)(x_t, t), predictor(mlp, turned, chain, "v")(x_t, t), rtol=1e-9)
 

@@ -8,7 +8,7 @@ backward pass needs of the forward pass, and `grads` holds the parameters' gradi
 state is kept anywhere. To check a pair of your own, see npdiff/kit/gradcheck.py.
 """
 
-from npdiff.backend import Array, get_array_module
+from npdiff.backend import Array, get_array_module, sigmoid
 from npdiff.fuse import elementwise
 
 Cache = tuple
@@ -31,26 +31,25 @@ def linear_backward(grad_y: Array, cache: Cache) -> tuple[Array, Grads]:
 
 def silu_forward(x: Array) -> tuple[Array, Cache]:  # any shape
     """y = x sigmoid(x)."""
-    y, sigmoid = _silu(x)
-    return y, (sigmoid, y)
+    y, s = _silu(x)
+    return y, (s, y)
 
 
 def silu_backward(grad_y: Array, cache: Cache) -> tuple[Array, Grads]:
-    """dL/dx = dL/dy dy/dx, with dy/dx = sigmoid + x sigmoid (1 - sigmoid) = sigmoid + y (1 - sigmoid)."""
-    sigmoid, y = cache
-    return _silu_gradient(grad_y, sigmoid, y), {}
+    """dL/dx = dL/dy dy/dx, with s = sigmoid(x) and dy/dx = s + x s (1 - s) = s + y (1 - s)."""
+    s, y = cache
+    return _silu_gradient(grad_y, s, y), {}
 
 
 @elementwise
 def _silu(x: Array) -> tuple[Array, Array]:
-    """sigmoid(x) = 1 / (1 + exp(-x)) = (1 + tanh(x/2)) / 2, which never overflows."""
-    sigmoid = 0.5 * get_array_module(x).tanh(0.5 * x) + 0.5
-    return x * sigmoid, sigmoid
+    s = sigmoid(x)
+    return x * s, s
 
 
 @elementwise
-def _silu_gradient(grad_y: Array, sigmoid: Array, y: Array) -> Array:
-    return grad_y * (sigmoid + y * (1 - sigmoid))
+def _silu_gradient(grad_y: Array, s: Array, y: Array) -> Array:
+    return grad_y * (s + y * (1 - s))
 
 
 def embed_forward(x: Array, frequencies: Array) -> tuple[Array, Cache]:  # x (B, I), frequencies (I, F) -> y (B, 2 F)

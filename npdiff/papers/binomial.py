@@ -19,10 +19,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from npdiff.backend import Array, get_array_module, to_numpy
+from npdiff.backend import Array, get_array_module, sigmoid, to_numpy
+from npdiff.likelihood import mean_and_error
 from npdiff.nn.params import Tree, flatten, leaves
+from npdiff.normal import BITS
 
-BITS = 1 / math.log(2)
 Guess = Callable[[Array, Any], Array]  # (x_t, t) -> the probability that each bit of x_0 is 1
 
 
@@ -103,8 +104,7 @@ def bound(x_0: Array, rates: Rates, guess: Guess, rng: np.random.Generator) -> t
         step = kl(q_posterior(x_0, x_t, t, rates), p_step(guess(x_t, t), x_t, t, rates))
         nats += to_numpy(step).sum(axis=1)
     H_T, H_1, H_p = (x_0.shape[1] * entropy(p) for p in ((1 - rates.A[-1]) / 2, rates.beta[1] / 2, 0.5))
-    K = BITS * (H_T - H_1 - H_p - nats)
-    return float(K.mean()), float(K.std(ddof=1) / math.sqrt(len(K)))
+    return mean_and_error(BITS * (H_T - H_1 - H_p - nats))
 
 
 def sample(guess: Guess, x_T: Array, rates: Rates, rng: np.random.Generator) -> Iterator[tuple[int, Array]]:
@@ -120,7 +120,7 @@ def guess_and_cache(net: Any, params: Tree, x_t: Array, t: Any, rates: Rates) ->
     dtype = leaves(params)[0].dtype
     level = np.broadcast_to(0.5 * np.log((1 - rates.A[t]) / rates.A[t]), len(x_t)).astype(dtype)
     out, cache = net.forward(params, (2 * x_t - 1).astype(dtype), get_array_module(x_t).asarray(level))
-    return 0.5 * get_array_module(x_t).tanh(0.5 * out.astype(x_t.dtype)) + 0.5, cache
+    return sigmoid(out.astype(x_t.dtype)), cache
 
 
 def guess_of(net: Any, params: Tree, rates: Rates) -> Guess:
@@ -136,7 +136,7 @@ def gradient(net: Any, params: Tree, x_0: Array, t: np.ndarray, rates: Rates, rn
     x_t = toss(q_marginal(x_0, t, rates), rng)
     p_0, cache = guess_and_cache(net, params, x_t, t, rates)
     if_1, if_0 = q_posterior(0 * x_t + 1, x_t, t, rates), q_posterior(0 * x_t, x_t, t, rates)
-    q, p = q_posterior(x_0, x_t, t, rates), p_0 * if_1 + (1 - p_0) * if_0
+    q, p = q_posterior(x_0, x_t, t, rates), p_step(p_0, x_t, t, rates)
     grad_out = (p - q) / (p * (1 - p)) * (if_1 - if_0) * p_0 * (1 - p_0)
     _, grads = net.backward(params, cache, (grad_out / len(x_0)).astype(leaves(params)[0].dtype))
     return kl(q, p).sum(axis=1).mean(), flatten(grads)

@@ -28,27 +28,22 @@ from typing import Any
 import numpy as np
 
 from npdiff import normal
-from npdiff.backend import Array, get_array_module, standard_normal, to_numpy
+from npdiff.backend import Array, get_array_module, sigmoid, standard_normal, to_numpy
 from npdiff.exact import Mixture
 from npdiff.forward import Time, q_sample, x_0_from_eps
-from npdiff.likelihood import Reverse, step_kl
+from npdiff.likelihood import Reverse, mean_and_error, step_kl
 from npdiff.nn.ops import Cache
 from npdiff.nn.params import Tree, flatten
-from npdiff.reverse import p_mean_from_eps
+from npdiff.normal import BITS
+from npdiff.reverse import mean_slope, p_mean_from_eps
 from npdiff.sampler import Step
 from npdiff.schedule import Schedule, coefficient
-
-BITS = 1 / math.log(2)  # in a nat
 
 
 def told(t: Time, schedule: Schedule, like: Array) -> Array:
     """What the network is told of t: t / T, spread over -5..5, so that it does not change when the rates are learned. (B,)."""
     number = np.broadcast_to(10 * np.asarray(t) / schedule.T - 5, len(like))
     return get_array_module(like).asarray(number.astype(like.dtype))
-
-
-def sigmoid(z: Array) -> Array:
-    return 0.5 * get_array_module(z).tanh(0.5 * z) + 0.5
 
 
 def kernel(x_t: Array, t: Time, out: Array, schedule: Schedule) -> tuple[Array, Array]:
@@ -83,8 +78,7 @@ def bound(x_0: Array, schedule: Schedule, reverse: Reverse, rng: np.random.Gener
     for t in range(2, schedule.T + 1):
         x_t = q_sample(x_0, t, standard_normal(rng, x_0.shape, like=x_0), schedule)
         nats += to_numpy(step_kl(x_0, x_t, t, schedule, reverse))
-    K = BITS * (ends(schedule, x_0.shape[1]) - nats)
-    return float(K.mean()), float(K.std(ddof=1) / math.sqrt(len(K)))
+    return mean_and_error(BITS * (ends(schedule, x_0.shape[1]) - nats))
 
 
 def null_model(dim: int) -> float:
@@ -95,7 +89,7 @@ def null_model(dim: int) -> float:
 def best_reverse(data: Mixture, schedule: Schedule, h: float = 1e-4) -> Reverse:
     """The best Gaussian step back with a diagonal covariance: the mean and the variances of q(x_{t-1} | x_t), for data in closed form.
 
-    Var[x_{t-1} | x_t] = beta_tilde + (beta / (sqrt(alpha) noise))^2 Var[eps | x_t],  Var[eps | x_t] = 1 - noise d eps*/dx, coordinate by
+    Var[x_{t-1} | x_t] = beta_tilde + w^2 Var[eps | x_t],  w = `reverse.mean_slope`,  Var[eps | x_t] = 1 - noise d eps*/dx, coordinate by
     coordinate; the slope of eps* by central differences.
     """
     predict_eps = data.predictor(schedule)
@@ -104,8 +98,7 @@ def best_reverse(data: Mixture, schedule: Schedule, h: float = 1e-4) -> Reverse:
         x = x_t.astype("float64")
         slope = [(predict_eps(x + h * e, t) - predict_eps(x - h * e, t))[:, j] / (2 * h) for j, e in enumerate(np.eye(data.dim))]
         of_eps = 1 - float(schedule.noise[t]) * np.stack(slope, axis=1)
-        w2 = schedule.beta[t] ** 2 / (schedule.alpha[t] * schedule.noise[t] ** 2)
-        return p_mean_from_eps(x, t, predict_eps(x, t), schedule), schedule.beta_tilde[t] + w2 * of_eps
+        return p_mean_from_eps(x, t, predict_eps(x, t), schedule), schedule.beta_tilde[t] + mean_slope(t, schedule) ** 2 * of_eps
 
     return mean_and_variance
 
@@ -138,13 +131,13 @@ def terms(
 ) -> tuple[Array, Array, Array, Array, Array, Cache]:
     """KL of each row's step in nats (B,); (eps - eps_hat)^2 and var (B, d); dKL/d out (B, 2 d), dKL/d log var (B, d); the network's cache.
 
-    KL = sum of 1/2 [log(var / beta_tilde) - 1 + (beta_tilde + w^2 (eps - eps_hat)^2) / var],  w = beta / (sqrt(alpha) noise)
+    KL = sum of 1/2 [log(var / beta_tilde) - 1 + (beta_tilde + w^2 (eps - eps_hat)^2) / var],  w = `reverse.mean_slope`
     """
     x_t = q_sample(x_0, t, eps, schedule)
     out, cache = net.forward(params, x_t, told(t, schedule, x_t))
     eps_hat, var = kernel(x_t, t, out, schedule)
     xp, beta_tilde = get_array_module(x_0), coefficient(schedule.beta_tilde[t], x_0)
-    w2 = coefficient(schedule.beta[t] ** 2 / (schedule.alpha[t] * schedule.noise[t] ** 2), x_0)
+    w2 = coefficient(mean_slope(t, schedule) ** 2, x_0)
     square = (eps - eps_hat) ** 2
     kl = 0.5 * (xp.log(var / beta_tilde) - 1 + (beta_tilde + w2 * square) / var).sum(axis=1)
     grad_log_var = 0.5 * (1 - (beta_tilde + w2 * square) / var)
@@ -162,17 +155,16 @@ def gradient(net: Any, params: Tree, x_0: Array, t: np.ndarray, eps: Array, sche
 def rates_gradient(net: Any, params: Tree, x_0: Array, t: np.ndarray, eps: Array, schedule: Schedule) -> np.ndarray:
     """d(-K)/d beta_t in nats, (T+1,), by a batch with its noise frozen; 0 for beta_1, which stays as it is. Sec. 2.4.
 
-    -K = (T - 1) E KL_t - ends. A rate enters KL_t by x_t = s x_0 + n eps, by w, by beta_tilde, and by var's logit(beta_t):
-    d s = s/2 d log A,  d n = -A/(2 n) d log A,  d log w = d beta/beta + d beta/(2 (1 - beta)) + A/(2 n^2) d log A, with A = alpha_bar_t,
+    -K = (T - 1) E KL_t - ends. A rate enters KL_t by x_t = s x_0 + n eps, by |w|, by beta_tilde, and by var's logit(beta_t):
+    d s = s/2 d log A,  d n = -A/(2 n) d log A,  d log |w| = d beta/beta + d beta/(2 (1 - beta)) + A/(2 n^2) d log A, with A = alpha_bar_t,
     d log beta_tilde = d beta/beta - A_prev/n_prev^2 d log A_prev + A/n^2 d log A,  and d log A_t / d beta_k = -1/(1 - beta_k) for k <= t.
     """
     s, T = schedule, schedule.T
-    kl, square, var, grad_out, grad_log_var, cache = terms(net, params, x_0, t, eps, schedule)
+    _kl, square, var, grad_out, grad_log_var, cache = terms(net, params, x_0, t, eps, schedule)
     grad_x = to_numpy(net.backward(params, cache, grad_out)[0]).astype(np.float64)
     x_0, eps, square, var, grad_log_var = (to_numpy(a).astype(np.float64) for a in (x_0, eps, square, var, grad_log_var))
     beta, A, A_prev, beta_tilde = s.beta[t], s.alpha_bar[t], s.alpha_bar[t - 1], s.beta_tilde[t]
-    w2 = beta**2 / (s.alpha[t] * (1 - A))
-    log_w = (w2[:, None] * square / var).sum(axis=1)  # dKL/d log w
+    log_w = (mean_slope(t, s)[:, None] ** 2 * square / var).sum(axis=1)  # dKL/d log |w|
     log_beta_tilde = 0.5 * (beta_tilde[:, None] / var - 1).sum(axis=1)
     logit = ((1 - var) * grad_log_var).sum(axis=1)
     by_beta = (log_w + log_beta_tilde) / beta + log_w / (2 * (1 - beta)) + logit / (beta * (1 - beta))

@@ -22,6 +22,7 @@ import numpy as np
 
 from npdiff.backend import Array, get_array_module
 from npdiff.forward import Time, eps_from_x_0, q_sample, x_0_from_eps
+from npdiff.nn.ops import Cache
 from npdiff.nn.params import Tree, flatten
 from npdiff.sampler import Predictor, Step
 from npdiff.schedule import Schedule, coefficient
@@ -74,33 +75,24 @@ def precondition(sigma: np.ndarray, sigma_data: float = 1.0) -> tuple[np.ndarray
 
 def denoise(
     net: Any, params: Tree, x_t: Array, t: Time, schedule: Schedule, sigma_data: float, **inputs: Any
-) -> tuple[Array, Array, Array, tuple]:
-    """D(x; sigma) = c_skip x + c_out net(c_in x, c_noise) for x = x_t / signal_t; also c_out, c_skip x and the network's cache."""
-    sigma = schedule.noise[t] / schedule.signal[t]
+) -> tuple[Array, Array, Cache]:
+    """D(x; sigma) = c_skip x + c_out net(c_in x, c_noise) for x = x_t / signal_t; also c_out, and the network's cache."""
     x = x_t / coefficient(schedule.signal[t], x_t)
-    c_skip, c_out, c_in = (coefficient(c, x_t) for c in precondition(sigma, sigma_data)[:3])
-    c_noise = np.broadcast_to(np.log(sigma), len(x_t)).astype(x_t.dtype)
-    out, cache = net.forward(params, c_in * x, get_array_module(x_t).asarray(c_noise), **inputs)
-    return c_skip * x + c_out * out, c_out, c_skip * x, cache
+    *scales, c_noise = precondition(schedule.noise[t] / schedule.signal[t], sigma_data)
+    c_skip, c_out, c_in = (coefficient(c, x_t) for c in scales)
+    c_noise = get_array_module(x_t).asarray(np.broadcast_to(c_noise, len(x_t)).astype(x_t.dtype))
+    out, cache = net.forward(params, c_in * x, c_noise, **inputs)
+    return c_skip * x + c_out * out, c_out, cache
 
 
 def gradient(
-    net: Any,
-    params: Tree,
-    x_0: Array,
-    t: np.ndarray,
-    eps: Array,
-    schedule: Schedule,
-    predict: str = "eps",
-    weight: str = "eps",
-    sigma_data: float = 1.0,
-    **inputs: Any,
+    net: Any, params: Tree, x_0: Array, t: np.ndarray, eps: Array, schedule: Schedule, *_: str, sigma_data: float = 1.0, **inputs: Any
 ) -> tuple[Array, Array]:
     """In the place of train.gradient: the loss E[lambda |D(x; sigma) - x_0|^2] a dimension, lambda = 1 / c_out^2, and dL/dtheta.
 
-    Eq. (8), Karras et al. 2022: seen from the network every level has the weight 1. `predict` and `weight` have no meaning here.
+    Eq. (8), Karras et al. 2022: seen from the network every level has the weight 1.
     """
-    D, c_out, _, cache = denoise(net, params, q_sample(x_0, t, eps, schedule), t, schedule, sigma_data, **inputs)
+    D, c_out, cache = denoise(net, params, q_sample(x_0, t, eps, schedule), t, schedule, sigma_data, **inputs)
     error = (D - x_0) / c_out
     _, grads = net.backward(params, cache, 2 / error.size * error)
     return (error**2).mean(), flatten(grads)

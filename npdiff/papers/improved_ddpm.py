@@ -13,7 +13,6 @@ The network's output has twice x's channels, [guess, o]: the guess of eps, x_0 o
 beta_tilde_1 = 0, which has no logarithm, as in the authors' code.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -23,8 +22,9 @@ from npdiff import likelihood, normal
 from npdiff.backend import Array, get_array_module, to_numpy
 from npdiff.forward import Time, q_sample
 from npdiff.loss import l_simple, slope
+from npdiff.nn.ops import Cache
 from npdiff.nn.params import Tree, flatten
-from npdiff.reverse import eps_from_output, network_input, p_mean_from_eps
+from npdiff.reverse import eps_from_output, mean_slope, network_input, p_mean_from_eps
 from npdiff.schedule import Schedule, coefficient
 
 LAMBDA = 0.001  # the weight of L_vlb beside L_simple
@@ -48,13 +48,21 @@ def log_variance(o: Array, t: Time, schedule: Schedule) -> Array:
     return share * log_beta + (1 - share) * log_beta_tilde
 
 
+def outputs(
+    net: Any, params: Tree, x_t: Array, t: Time, schedule: Schedule, predict: str, **inputs: Any
+) -> tuple[Array, Array, Array, Cache]:
+    """eps_hat, o, the guess that eps_hat stands for, and the network's cache."""
+    x, level = network_input(x_t, t, schedule)
+    out, cache = net.forward(params, x, level, **inputs)
+    guess, o = split(out)
+    return eps_from_output(x_t, t, guess, schedule, predict), o, guess, cache
+
+
 def reverse(net: Any, params: Tree, schedule: Schedule, predict: str = "eps", **inputs: Any) -> likelihood.Reverse:
     """The learned step as likelihood.bound takes it: reverse(x_t, t) -> mean, variance."""
 
     def mean_and_variance(x_t: Array, t: Time) -> tuple[Array, Array]:
-        x, level = network_input(x_t, t, schedule)
-        guess, o = split(net.forward(params, x, level, **inputs)[0])
-        eps_hat = eps_from_output(x_t, t, guess, schedule, predict)
+        eps_hat, o, _guess, _cache = outputs(net, params, x_t, t, schedule, predict, **inputs)
         return p_mean_from_eps(x_t, t, eps_hat, schedule), get_array_module(x_t).exp(log_variance(o, t, schedule))
 
     return mean_and_variance
@@ -62,30 +70,24 @@ def reverse(net: Any, params: Tree, schedule: Schedule, predict: str = "eps", **
 
 def predictor(net: Any, params: Tree, schedule: Schedule, predict: str = "eps", **inputs: Any) -> Callable[[Array, Time], Array]:
     """As reverse.predictor, from the guess alone: for the samplers."""
-
-    def predict_eps(x_t: Array, t: Time) -> Array:
-        x, level = network_input(x_t, t, schedule)
-        guess, _ = split(net.forward(params, x, level, **inputs)[0])
-        return eps_from_output(x_t, t, guess, schedule, predict)
-
-    return predict_eps
+    return lambda x_t, t: outputs(net, params, x_t, t, schedule, predict, **inputs)[0]
 
 
 def vlb(
-    eps_hat: Array, o: Array, x_0: Array, x_t: Array, t: np.ndarray, eps: Array, schedule: Schedule, discretised: bool = False
+    eps_hat: Array, o: Array, x_0: Array, t: np.ndarray, eps: Array, schedule: Schedule, discretised: bool = False
 ) -> tuple[Array, Array, Array]:
     """L_{t-1} of each data point, or L_0 where t = 1, in nats: (B,); and its gradients with respect to eps_hat and o, each (B, ..., C).
 
-    With r = beta_tilde / var and d = mean_q - mean = (beta_t / (sqrt(alpha_t) noise_t)) (eps_hat - eps):
+    With r = beta_tilde / var, w = `reverse.mean_slope` and d = mean_q - mean = w (eps - eps_hat):
     L_{t-1} = sum of 1/2 (r - 1 - log r + d^2 / var);   dL/dmean = -d / var;   dL/dlog var = 1/2 (1 - (beta_tilde + d^2) / var)
     At t = 1 the posterior is the point x_0: these are then the gradients of -log N(x_0; mean, var) too.
     """
     xp = get_array_module(x_0)
     log_var = log_variance(o, t, schedule)
     var = xp.exp(log_var)
-    slope_mean = coefficient(-schedule.beta[t] / (np.sqrt(schedule.alpha[t]) * schedule.noise[t]), x_0)  # d mean / d eps_hat
+    w = coefficient(mean_slope(t, schedule), x_0)
     beta_tilde = coefficient(schedule.beta_tilde[t], x_0)
-    d = slope_mean * (eps - eps_hat)
+    d = w * (eps - eps_hat)
     r = xp.maximum(beta_tilde / var, 1e-30)
     nats = 0.5 * (r - 1 - xp.log(r) + d**2 / var)
     grad_mean, grad_log_var = -d / var, 0.5 * (1 - (beta_tilde + d**2) / var)
@@ -95,7 +97,7 @@ def vlb(
         decode = discretised_decoder if discretised else gaussian_decoder
         nats[first], grad_mean[first], grad_log_var[first] = decode(x_0[first], mean, var[first])
     log_beta, log_beta_tilde = log_ends(t, schedule, o)
-    return nats.reshape(len(x_0), -1).sum(axis=1), slope_mean * grad_mean, 0.5 * (log_beta - log_beta_tilde) * grad_log_var
+    return nats.reshape(len(x_0), -1).sum(axis=1), w * grad_mean, 0.5 * (log_beta - log_beta_tilde) * grad_log_var
 
 
 def gaussian_decoder(x_0: Array, mean: Array, var: Array) -> tuple[Array, Array, Array]:
@@ -140,12 +142,8 @@ def gradient(
     weight      "hybrid": L_simple a dimension + LAMBDA L_vlb a dimension, where only o feels L_vlb; "vlb": L_vlb a dimension alone
     importance  1 / (T p_t) of each data point where t was not drawn uniformly: (B,)
     """
-    x_t = q_sample(x_0, t, eps, schedule)
-    x, level = network_input(x_t, t, schedule)
-    out, cache = net.forward(params, x, level, **inputs)
-    guess, o = split(out)
-    eps_hat = eps_from_output(x_t, t, guess, schedule, predict)
-    nats, grad_eps_hat, grad_o = vlb(eps_hat, o, x_0, x_t, t, eps, schedule, discretised)
+    eps_hat, o, guess, cache = outputs(net, params, q_sample(x_0, t, eps, schedule), t, schedule, predict, **inputs)
+    nats, grad_eps_hat, grad_o = vlb(eps_hat, o, x_0, t, eps, schedule, discretised)
 
     scale = coefficient(schedule.T / x_0.size * (np.ones(len(t)) if importance is None else importance), x_0)  # L_vlb = T E_t[L_t]
     grad_guess = scale * coefficient(slope(t, schedule, predict), x_0) * grad_eps_hat
@@ -194,7 +192,7 @@ class ImportanceSampler:
             importance, schedule_length = self.importance(t), len(self.last) - 1
             nats, grad = of(net, params, x_0, t, *rest, importance=importance, **inputs)
             self.learn(t, to_numpy(nats))
-            weight = coefficient(schedule_length / (x_0[0].size * math.log(2)) * importance, nats)
+            weight = coefficient(schedule_length * normal.BITS / x_0[0].size * importance, nats)
             return (weight * nats).mean(), grad
 
         return weighted

@@ -46,7 +46,7 @@ def dsm(out: Array, t: Time, eps: Array, schedule: Schedule) -> tuple[Array, Arr
     sigma = coefficient(schedule.noise[t], out)
     score_hat, score = out / sigma, -eps / sigma
     error = score_hat - score
-    return (0.5 * sigma**2 * error**2).mean(), sigma**2 * error / sigma / error.size
+    return (0.5 * sigma**2 * error**2).mean(), sigma * error / error.size
 
 
 def gradient(

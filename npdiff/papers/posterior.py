@@ -15,7 +15,6 @@ E[r(x_0) | x_t] in r's place: the guidance of later papers.
     inpaint      r a point mass on the known pixels: they are put in after every step, with the noise of that step
 """
 
-import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -39,24 +38,22 @@ def perturbed(mean: Array, var: Array, grad_log_r: Callable[[Array], Array]) -> 
 
 
 def restrained(
-    predict_eps: Predictor, x_T: Array, schedule: Schedule, rng: np.random.Generator, r_mean: Array, r_var: Array, variance: str = "beta"
+    predict_eps: Predictor, x_T: Array, schedule: Schedule, rng: np.random.Generator, r_mean: Array, r_var: Array
 ) -> Iterator[tuple[int, Array]]:
-    """t - 1 and x_{t-1}: every step back to t - 1 >= 1 multiplied by r = N(r_mean, r_var), and the last one too."""
+    """t - 1 and x_{t-1}: every step back, of variance beta_t, multiplied by r = N(r_mean, r_var)."""
     x_t = x_T
     for t in range(schedule.T, 0, -1):
         mean = p_mean_from_eps(x_t, t, predict_eps(x_t, t), schedule)
-        mean, var = product(mean, float(getattr(schedule, variance)[t]), r_mean, r_var)
+        mean, var = product(mean, float(schedule.beta[t]), r_mean, r_var)
         x_t = mean + var**0.5 * standard_normal(rng, x_t.shape, like=x_t)
         yield t - 1, x_t
 
 
-def limit_on_gaussian_data(var: float, r_mean: float, r_var: float) -> tuple[float, float]:
-    """Mean and variance where the rule ends for data N(0, var) = N(0, 1) and small steps: those of dx = (b - a x) ds + dw.
+def limit_on_gaussian_data(r_mean: float, r_var: float) -> tuple[float, float]:
+    """Mean and variance where the rule ends for data N(0, 1) and small steps: those of dx = (b - a x) ds + dw.
 
     a = 1/2 + 1/r_var and b = r_mean / r_var: mean b / a, variance 1 / (2 a). The truth is `product(0, 1, r_mean, r_var)`.
     """
-    if not math.isclose(var, 1):
-        raise ValueError(f"the limit is written for data of variance 1, got {var}")
     a, b = 0.5 + 1 / r_var, r_mean / r_var
     return b / a, 1 / (2 * a)
 
@@ -69,12 +66,9 @@ def inpaint(
     noised: they are put in with the noise of their level, a draw of q(x_{t-1} | x_0), as later work does. Without it they are put in clean
     at every level, which is the paper's rule for a point mass, and which the network has not been trained to see.
     """
-    steps = ddpm(predict_eps, x_T, schedule, rng)
-    step = next(steps, None)
-    while step is not None:
+    for step in ddpm(predict_eps, x_T, schedule, rng):
         seen = known
         if noised and step.t_prev > 0:
             seen = q_sample(known, step.t_prev, standard_normal(rng, known.shape, like=known), schedule)
         step.x_prev[...] = mask * seen + (1 - mask) * step.x_prev  # in place: the sampler goes on from it
         yield step
-        step = next(steps, None)
