@@ -221,9 +221,11 @@ def chart(figure: Figure, top: float, height: int, series: Sequence[Series], x: 
         figure.rule(across, top + height, across, top + height + 5, EXACT)
         figure.text(across, top + height + 20, label, 13, SOFT, align=0.5)
     figure.text(left + width / 2, top + height + 42, xlabel, 14, INK, align=0.5)
-    figure.text(left, top - 14, ylabel, 14, INK)
+    legend = series if len(series) > 1 else []
+    room = width - sum(text_width(s.label, 14) + 44 for s in legend)
+    figure.text(left, top - (14 if text_width(ylabel, 14) < room else 36), ylabel, 14, INK)  # above a legend that needs the row
     right = float(left + width)
-    for s in reversed(series if len(series) > 1 else []):
+    for s in reversed(legend):
         right -= text_width(s.label, 14)
         figure.text(right, top - 14, s.label, 14, INK)
         figure.rule(right - 26, top - 18.5, right - 6, top - 18.5, s.color, max(s.width, 2))

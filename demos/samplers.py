@@ -13,7 +13,7 @@ for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -140,27 +140,23 @@ def flattery(models: dict[str, Model], counts: list[int], n: int, rng: np.random
     return found
 
 
+def lines(rows: dict[str, Any], at: Sequence[int], floor: float = -math.inf) -> list[_draw.Series]:
+    """A line for each row, in colours of their own; what lies below the floor is drawn on it."""
+    x = np.array(at, float)
+    return [_draw.Series(name, x, np.maximum(row, floor), color) for (name, row), color in zip(rows.items(), COLORS, strict=False)]
+
+
 def draw(
     out: Path, evaluations: tuple[int, ...], errors: Any, clouds: Any, distances: Any, counts: Any, gaps: Any, gap_counts: Any
 ) -> None:
-    at = np.array(evaluations, float)
-    for of in ("exact", "network"):
-        key = next(name for name in errors if of in name)
-        lines = [_draw.Series(name, at, np.array(row), color) for (name, row), color in zip(errors[key].items(), COLORS, strict=True)]
-        _draw.curves(
-            out / f"errors_{of}.png",
-            lines,
-            "evaluations of the predictor (above: 1000 times the energy distance)",
-            "",
-            log_x=True,
-            log_y=True,
-        )
-    lines = [_draw.Series(name, np.array(counts, float), row, color) for (name, row), color in zip(distances.items(), COLORS, strict=False)]
-    _draw.curves(out / "orders.png", lines, "levels", "distance to the ODE's point", log_x=True, log_y=True)
-    lines = [
-        _draw.Series(of, np.array(gap_counts, float), np.array(row), color) for (of, row), color in zip(gaps.items(), COLORS, strict=False)
-    ]
-    _draw.curves(out / "flattery.png", lines, "levels", "log-likelihood found minus true, nats", log_x=True)
+    """The charts and the clouds. An energy distance below the spread of real data says no more than that, and is drawn at it."""
+    floor = errors["real data"]["std"][0]
+    for of in (of for of in errors if of != "real data"):
+        words = f"energy distance x 1000, down to the spread of real data: {of}"
+        path = out / f"errors_{of.removeprefix('the ').split()[0]}.png"
+        _draw.curves(path, lines(errors[of], evaluations, floor), "evaluations of the predictor", words, log_x=True, log_y=True)
+    _draw.curves(out / "orders.png", lines(distances, counts), "levels", "distance to the ODE's point", log_x=True, log_y=True)
+    _draw.curves(out / "flattery.png", lines(gaps, gap_counts), "levels", "log-likelihood found minus true, nats", log_x=True)
     _draw.cloud_table(out / "clouds.png", clouds, list(METHODS), [e for e in evaluations if e <= 50])
 
 
