@@ -272,6 +272,16 @@ def test_inpainting_keeps_what_is_known_and_draws_the_rest_as_it_goes_with_it():
     assert 0.3 < last.x_prev[:, 1].mean() < rho  # it follows the known one, and falls short of rho: only one way round is the truth told
 
 
+def test_what_is_known_is_put_in_with_the_noise_of_the_level_that_the_step_reaches():
+    n, rng, chain = 20_000, np.random.default_rng(0), schedule.cosine(6)
+    known, mask = np.full((n, 1), 0.7), np.ones((1, 1))
+    data = exact.Gaussian([0.0], [[1.0]])
+    for step in posterior.inpaint(data.predictor(chain), rng.standard_normal((n, 1)), chain, rng, known, mask):
+        error = STANDARD_ERRORS * chain.noise[step.t_prev] / math.sqrt(n) + 1e-12  # none is left at t = 0, but for rounding
+        assert abs(step.x_prev.mean() - 0.7 * chain.signal[step.t_prev]) <= error
+        assert abs(step.x_prev.std() - chain.noise[step.t_prev]) <= error
+
+
 # 2019
 
 

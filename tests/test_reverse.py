@@ -22,6 +22,7 @@ from npdiff.forward import q_sample, score_from_eps, x_0_from_eps
 from npdiff.loss import target
 from npdiff.reverse import (
     eps_from_output,
+    mean_slope,
     network_input,
     p_mean_from_eps,
     p_mean_from_score,
@@ -213,3 +214,14 @@ def test_guidance_goes_beyond_what_the_label_adds():
         np.testing.assert_allclose(eps_hat, (1 + w) * 3 - w * 1, rtol=1e-12)
     with pytest.raises(ValueError, match="guidance"):
         predictor(Told, {}, schedule, guidance=1.0)
+
+
+@given(schedules(), seeds)
+def test_the_slope_of_the_mean_is_how_it_moves_with_eps(schedule, seed):
+    rng = np.random.default_rng(seed)
+    t = int(rng.integers(1, schedule.T + 1))
+    if schedule.alpha[t] == 0:
+        return
+    x_t, eps, h = *rng.standard_normal((2, 3, 2)), 0.5
+    moved = (p_mean_from_eps(x_t, t, eps + h, schedule) - p_mean_from_eps(x_t, t, eps, schedule)) / h
+    np.testing.assert_allclose(moved, mean_slope(t, schedule), rtol=1e-6, atol=1e-9)

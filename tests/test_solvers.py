@@ -128,6 +128,32 @@ def test_a_corrector_step_stays_at_its_level_and_the_last_step_has_none():
         np.testing.assert_allclose(step.x_prev, step.mean + step.sigma * step.z)
 
 
+def test_a_corrector_step_has_the_length_that_its_noise_and_the_score_give_it():
+    chain, rng, r = schedule.cosine(6), np.random.default_rng(0), 0.2
+    steps = score_sde.predictor_corrector(MIXTURE.predictor(chain), rng.standard_normal((50, 1)), chain, rng, snr=r)
+    norm = lambda x: np.abs(x).mean()  # noqa: E731  for points on a line
+    for step in (step for step in steps if step.t == step.t_prev):
+        score = -step.eps_hat / chain.noise[step.t]
+        e = 2 * chain.alpha[step.t + 1] * (r * norm(step.z) / norm(score)) ** 2
+        np.testing.assert_allclose(step.mean, step.x_t + e * score, rtol=1e-9)
+        assert step.sigma == pytest.approx(math.sqrt(2 * e))
+
+
+def test_dpm_solver_extrapolates_along_a_line_in_lambda_over_unequal_steps():
+    chain = edm.levels(8, 0.05, 20.0)
+    x_0_at = lambda t, of=0.0: 0.3 - 0.2 * (chain.level[t] - of)  # noqa: E731  lambda = -level; `of` is how far ahead
+
+    def predict_eps(x_t, t):
+        return (x_t - chain.signal[t] * x_0_at(t)) / chain.noise[t]
+
+    for step in dpm_solver.dpm_solver_pp_2m(predict_eps, np.array([[1.0]]), chain):
+        if 1 < step.t < chain.T:
+            t, s = step.t, step.t_prev
+            h = chain.level[t] - chain.level[s]
+            D = x_0_at(t, of=h / 2)  # the guess half way: what makes the step exact to second order
+            np.testing.assert_allclose(step.x_prev, chain.noise[s] / chain.noise[t] * step.x_t - math.expm1(-h) * D, rtol=1e-9)
+
+
 # The likelihood by the ODE
 
 
@@ -148,6 +174,15 @@ def test_the_ode_finds_the_true_density_with_an_error_of_order_2(data):
         gaps[T] = (score_sde.ode_log_prob(score_sde.perfect(data, chain), x_0, chain) - data.log_prob(x_0)).mean()
     assert 2.5 < gaps[100] / gaps[200] < 6 and abs(gaps[400]) < 2e-3
     assert gaps[100] > 0  # too few steps look better than the truth
+
+
+def test_the_ode_finds_the_same_density_on_a_schedule_that_preserves_variance():
+    data = exact.Mixture([0.3, 0.7], [[-1.0, 0.0], [0.5, 0.5]], [0.1 * np.eye(2), 0.4 * np.eye(2)])
+    x_0, gaps = data.sample(60, np.random.default_rng(0), np.float64), []
+    for T in (200, 400, 800):
+        chain = schedule.uniform_log_snr(T, -6.5, 5.0)
+        gaps.append(np.abs(score_sde.ode_log_prob(score_sde.perfect(data, chain), x_0, chain) - data.log_prob(x_0)).mean())
+    assert gaps[2] < gaps[1] < gaps[0] and gaps[2] < 5e-3
 
 
 @given(preserving_schedules(max_T=10), seeds)
