@@ -72,8 +72,10 @@ def rows_of_clouds(path: str | Path, named: dict[str, list[np.ndarray]]) -> None
     table(rows, labels=[[(name, INK)] for name in named]).save(path)
 
 
-def cloud_table(path: str | Path, clouds: dict[tuple[str, int], np.ndarray], names: Sequence[str], counts: Sequence[int]) -> None:
-    """A cloud for each name, in rows, and each number of evaluations, in columns, all on one scale."""
+def cloud_table(
+    path: str | Path, clouds: dict[tuple[str, int], np.ndarray], names: Sequence[str], counts: Sequence[int], title: str
+) -> None:
+    """A cloud for each name, in rows, and each number, in columns under the title with that number in it, all on one scale."""
     extent = square_around(clouds[names[0], counts[-1]])
 
     def picture(cloud: np.ndarray) -> Image.Image:
@@ -82,7 +84,7 @@ def cloud_table(path: str | Path, clouds: dict[tuple[str, int], np.ndarray], nam
         return panel.image
 
     rows = [[picture(clouds[name, count]) for count in counts] for name in names]
-    table(rows, [f"{count} evaluations" for count in counts], [[(name, INK)] for name in names]).save(path)
+    table(rows, [title.format(count) for count in counts], [[(name, INK)] for name in names]).save(path)
 
 
 def reverse_process(

@@ -21,8 +21,10 @@ import numpy as np
 
 import _cli
 import _draw
+import _gaussian_step
 from npdiff import exact, sampler, schedule, train
 from npdiff.backend import select, to_numpy
+from npdiff.forward import q_sample
 from npdiff.kit import files, metrics, order, parallel, progress
 from npdiff.nn import mlp
 from npdiff.nn.params import map_leaves
@@ -140,6 +142,31 @@ def flattery(models: dict[str, Model], counts: list[int], n: int, rng: np.random
     return found
 
 
+def gaussian_steps(smoke: bool, rng: np.random.Generator) -> dict[int, dict[float, float]]:
+    """KL of the true step back from its best Gaussian at t/T, for few and many steps T: the first number is the step to the data."""
+    n, found = 200 if smoke else 4000, {}
+    print("\nthe true q(x_{t-1} | x_t) against its best Gaussian, KL in nats, cosine schedule")
+    for T in (4, 10, 40):
+        chain = schedule.cosine(T)
+        ts = sorted({max(1, round(T * share)) for share in (0.0, 0.05, 0.1, 0.2, 0.25, 0.35, 0.5, 0.75, 0.9)})
+        found[T] = {t / T: _gaussian_step.non_gaussianity(ROLL, t, chain, n, rng) for t in ts}
+        print(f"T = {T:<3}" + "".join(f"   t = {round(share * T)}: {kl:.4f}" for share, kl in found[T].items()), flush=True)
+    return found
+
+
+def draw_gaussian_steps(out: Path, found: dict[int, dict[float, float]], rng: np.random.Generator) -> None:
+    """The divergences over t/T; and at t/T about a quarter, for one x_t, what q draws and what its best Gaussian draws."""
+    named = zip(found.items(), COLORS, strict=False)
+    series = [_draw.Series(f"T = {T}", np.array([*kl]), np.array([*kl.values()]), color) for (T, kl), color in named]
+    _draw.curves(out / "gaussian_steps.png", series, "t / T", "KL of the true step back from its best Gaussian, nats", log_y=True)
+    clouds = {}
+    for T in found:
+        t, chain = max(1, T // 4), schedule.cosine(T)
+        x_t = q_sample(ROLL.curve(np.array([10.0])), t, np.array([[0.3, -0.3]]), chain)[0]
+        clouds["q", T], clouds["Gaussian", T] = _gaussian_step.clouds(ROLL, x_t, t, chain, 1500, rng)
+    _draw.cloud_table(out / "step_back.png", clouds, ["q", "Gaussian"], list(found), "T = {}")
+
+
 def lines(rows: dict[str, Any], at: Sequence[int], floor: float = -math.inf) -> list[_draw.Series]:
     """A line for each row, in colours of their own; what lies below the floor is drawn on it."""
     x = np.array(at, float)
@@ -157,7 +184,7 @@ def draw(
         _draw.curves(path, lines(errors[of], evaluations, floor), "evaluations of the predictor", words, log_x=True, log_y=True)
     _draw.curves(out / "orders.png", lines(distances, counts), "levels", "distance to the ODE's point", log_x=True, log_y=True)
     _draw.curves(out / "flattery.png", lines(gaps, gap_counts), "levels", "log-likelihood found minus true, nats", log_x=True)
-    _draw.cloud_table(out / "clouds.png", clouds, list(METHODS), [e for e in evaluations if e <= 50])
+    _draw.cloud_table(out / "clouds.png", clouds, list(METHODS), [e for e in evaluations if e <= 50], "{} evaluations")
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -181,11 +208,14 @@ def main(args: argparse.Namespace) -> None:
     counts, gap_counts = ([10, 20], [5, 10]) if args.smoke else ([20, 40, 80, 160, 320], [10, 20, 40, 80, 160, 320])
     errors, clouds = measure(models, args.samples, evaluations, rng, xp)
     distances = orders(models["the exact predictor"], counts, rng)
+    gaussian = gaussian_steps(args.smoke, rng)
     gaps = flattery(models, gap_counts, 5 if args.smoke else 300, rng, xp)
     x = clouds["DDIM", evaluations[-1]]
     files.write_npz(args.out / "samples.npz", x=x, **{f"{name}, {count}": x for (name, count), x in clouds.items()})
     draw(args.out, evaluations, errors, clouds, distances, counts, gaps, gap_counts)
+    draw_gaussian_steps(args.out, gaussian, rng)
     found: dict[str, Any] = {
+        "non_gaussianity": {str(T): kl for T, kl in gaussian.items()},
         "evaluations": evaluations,
         "energy_distance_x_1000": errors,
         "levels": counts,

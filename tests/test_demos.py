@@ -215,7 +215,7 @@ def test_mnist_refuses_bad_input_in_one_line(tmp_path, flags):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("demo, pictures", [("samplers", 5), ("three_papers", 2)])
+@pytest.mark.parametrize("demo, pictures", [("samplers", 7), ("three_papers", 2)])
 def test_the_smaller_demos_run_and_write_what_they_print(tmp_path, demo, pictures):
     done = run("--smoke", "--out", "o", cwd=tmp_path, demo=demo)
     assert done.returncode == 0 and done.stderr == "", done.stderr

@@ -86,19 +86,24 @@ def null_model(dim: int) -> float:
     return -dim * BITS * normal.entropy(1.0)
 
 
-def best_reverse(data: Mixture, schedule: Schedule, h: float = 1e-4) -> Reverse:
-    """The best Gaussian step back with a diagonal covariance: the mean and the variances of q(x_{t-1} | x_t), for data in closed form.
+def moments(data: Mixture, x_t: np.ndarray, t: int, schedule: Schedule, h: float = 1e-4) -> tuple[np.ndarray, np.ndarray]:
+    """Mean (N, d) and covariance (N, d, d) of q(x_{t-1} | x_t), in float64, for data in closed form.
 
-    Var[x_{t-1} | x_t] = beta_tilde + w^2 Var[eps | x_t],  w = `reverse.mean_slope`,  Var[eps | x_t] = 1 - noise d eps*/dx, coordinate by
-    coordinate; the slope of eps* by central differences.
+    Cov = beta_tilde I + w^2 Cov[eps | x_t],  w = `reverse.mean_slope`,  Cov[eps | x_t] = I - noise d eps*/dx  (by central differences).
     """
-    predict_eps = data.predictor(schedule)
+    predict_eps, identity, x = data.predictor(schedule), np.eye(data.dim), x_t.astype(np.float64)
+    slope = np.stack([(predict_eps(x + h * e, t) - predict_eps(x - h * e, t)) / (2 * h) for e in identity], axis=2)
+    of_eps = identity - float(schedule.noise[t]) * slope
+    mean = p_mean_from_eps(x, t, predict_eps(x, t), schedule)
+    return mean, schedule.beta_tilde[t] * identity + mean_slope(t, schedule) ** 2 * of_eps
+
+
+def best_reverse(data: Mixture, schedule: Schedule) -> Reverse:
+    """The best Gaussian step back with a diagonal covariance: the mean and the variances of q(x_{t-1} | x_t), coordinate by coordinate."""
 
     def mean_and_variance(x_t: Array, t: Time) -> tuple[Array, Array]:
-        x = x_t.astype("float64")
-        slope = [(predict_eps(x + h * e, t) - predict_eps(x - h * e, t))[:, j] / (2 * h) for j, e in enumerate(np.eye(data.dim))]
-        of_eps = 1 - float(schedule.noise[t]) * np.stack(slope, axis=1)
-        return p_mean_from_eps(x, t, predict_eps(x, t), schedule), schedule.beta_tilde[t] + mean_slope(t, schedule) ** 2 * of_eps
+        mean, cov = moments(data, x_t, int(t), schedule)
+        return mean, np.diagonal(cov, axis1=1, axis2=2)
 
     return mean_and_variance
 
