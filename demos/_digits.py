@@ -125,9 +125,19 @@ def read_weights(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
         raise UserError(f"{path}: missing, or not the weights of a run of demos/mnist.py") from error
 
 
-def network(args: argparse.Namespace) -> tuple[Any, Schedule]:
+def network(args: argparse.Namespace, xp: Any) -> tuple[Any, Schedule]:
     """The network, and the levels that it is trained on: for the bound down to almost no noise, where the last bits are decided."""
-    return (vdm, uniform_log_snr(args.T)) if args.objective == "bound" else (unet, cosine(args.T))
+    net, chain = (vdm, uniform_log_snr(args.T)) if args.objective == "bound" else (unet, cosine(args.T))
+    return net if xp is np or args.plain else replayed(net), chain
+
+
+def replayed(net: Any) -> Any:
+    """The network with its ops in few kernels, and recorded as graphs: on a GPU."""
+    from npdiff.kit import replay  # these two import CuPy
+    from npdiff.nn import cuda
+
+    cuda.put_into(unet)
+    return replay.Replayed(net)
 
 
 def preset(args: argparse.Namespace, xp: Any) -> None:
@@ -160,10 +170,10 @@ class Report:
         self.started = time.monotonic()
         self.way_back: dict[int, np.ndarray] = {}  # ten digits at about forty t on the sampler's way
         self.metrics: dict[str, Any] = {"npdiff": __version__, "settings": args.settings, "backend": xp.__name__}
-        of = functools.partial(improved_ddpm.gradient, discretised=True) if net is vdm else train.gradient
+        of = functools.partial(improved_ddpm.gradient, discretised=True) if args.objective == "bound" else train.gradient
         self.workers = Workers(args.threads, PIECE, of) if xp is np and not args.plain else None
         self.gradient = self.workers.gradient if self.workers else of
-        self.importance = improved_ddpm.ImportanceSampler(args.T if net is vdm else 0)
+        self.importance = improved_ddpm.ImportanceSampler(args.T if args.objective == "bound" else 0)
         _cli.own_folder(args.out)
         print(digits.note)
         state = _judge.terminal_state(
@@ -189,7 +199,7 @@ class Report:
     def recipe(self, trial: bool = False) -> dict[str, Any]:
         """How the network is trained. A trial leaves no trace."""
         how = dict(predict=self.args.predict, lr=self.args.lr, hold=0.2, beta_2=0.99)
-        if self.net is not vdm:
+        if self.args.objective != "bound":
             return dict(how, weight="target", gradient=self.gradient)
         importance = improved_ddpm.ImportanceSampler(self.args.T) if trial else self.importance
         return dict(how, weight="vlb", draw_t=importance.draw, gradient=importance.gradient(self.gradient))
@@ -207,11 +217,11 @@ class Report:
         """predict_eps(x_t, t) for digits of these labels, in pieces: for the workers, or for the memory."""
         w = self.args.guidance if guidance is None else guidance
         how = params, self.schedule, self.args.predict
-        if self.net is vdm:
-            return in_pieces(lambda label: improved_ddpm.predictor(vdm, *how), LARGEST_PIECE, label=label)
+        if self.args.objective == "bound":
+            return in_pieces(lambda label: improved_ddpm.predictor(self.net, *how), LARGEST_PIECE, label=label)
         if self.workers:
             return self.workers.predictor(unet, *how, w, label=label)
-        return in_pieces(lambda label: predictor(unet, *how, w, label=label), LARGEST_PIECE, label=label)
+        return in_pieces(lambda label: predictor(self.net, *how, w, label=label), LARGEST_PIECE, label=label)
 
     def see(self, step: Step) -> None:
         """Keep ten digits, one a class where all ten are drawn, at about forty t on the way back, for the pictures."""
@@ -297,10 +307,10 @@ class Report:
         x_0 = mnist.to_model(self.digits.test_x[: 20 if smoke else n])
         pilot = mnist.to_model(self.digits.train_x[self.rng.integers(len(self.digits.train_x), size=4 if smoke else 50)])
         how = params, self.schedule, self.args.predict
-        if self.net is vdm:
-            reverses = {"the learned variance": improved_ddpm.reverse(vdm, *how)}
+        if self.args.objective == "bound":
+            reverses = {"the learned variance": improved_ddpm.reverse(self.net, *how)}
         else:
-            predict_eps = self.workers.predictor(unet, *how) if self.workers else predictor(unet, *how)
+            predict_eps = self.workers.predictor(unet, *how) if self.workers else predictor(self.net, *how)
             fixed = _likelihood.variances(_likelihood.loss_over_t(predict_eps, pilot, self.schedule, self.rng, self.xp), self.schedule)
             reverses = {name: likelihood.fixed(predict_eps, self.schedule, variance) for name, variance in fixed.items()}
         self.metrics["likelihood"] = {}

@@ -40,7 +40,7 @@ def linear(x: torch.Tensor, p: dict) -> torch.Tensor:
 
 
 def waves(level: torch.Tensor, net: Any) -> torch.Tensor:
-    frequencies = torch.tensor(net.FREQUENCIES, dtype=level.dtype, device=level.device)
+    frequencies = torch.tensor(to_numpy(net.FREQUENCIES), dtype=level.dtype, device=level.device)
     angle = level.clamp(net.LEVEL_MIN, net.LEVEL_MAX)[:, None] * frequencies
     return torch.cat([angle.sin(), angle.cos()], 1)
 

@@ -45,13 +45,15 @@ AGREE = 1e-3  # of float32 outputs and gradients, relative: rounding gives some 
 
 
 class Case:
-    """A network, a batch for it, and whatever gives its gradients fast: for one row of the table."""
+    """A network, a batch for it, and whatever gives its gradients fast (workers, or a net that takes its place): for one row of the table."""
 
-    def __init__(self, net: Any, xp: Any, batch: int, shape: tuple[int, ...], workers: parallel.Workers | None, **sizes: int) -> None:
+    def __init__(
+        self, net: Any, xp: Any, batch: int, shape: tuple[int, ...], workers: parallel.Workers | None, run: Any = None, **sizes: int
+    ) -> None:
         rng = np.random.default_rng(0)
         theta, like = pack(net.init(rng, **sizes))
         theta += 0.02 * rng.standard_normal(theta.size, dtype=np.float32)  # nothing starts at 0, so that every gradient counts
-        self.net, self.xp, self.workers = net, xp, workers
+        self.net, self.xp, self.workers, self.run = net, xp, workers, run or net
         self.state = train.start(map_leaves(xp.asarray, unflatten(theta, like)))
         self.x_0, self.eps = (xp.asarray(rng.standard_normal((batch, *shape), dtype=np.float32)) for _ in range(2))
         self.t = rng.integers(1, CHAIN.T + 1, batch)
@@ -59,7 +61,7 @@ class Case:
 
     def gradient(self) -> tuple[Array, Array]:
         gradient = self.workers.gradient if self.workers else train.gradient
-        return gradient(self.net, self.state.params, self.x_0, self.t, self.eps, CHAIN, "v", "target", **self.inputs)
+        return gradient(self.run, self.state.params, self.x_0, self.t, self.eps, CHAIN, "v", "target", **self.inputs)
 
     def step(self) -> None:
         """A step of training, without the drawing of data and noise."""
@@ -69,7 +71,7 @@ class Case:
 
     def predictor(self, guidance: float = 0.0) -> Callable[[Array, Any], Array]:
         make = self.workers.predictor if self.workers else predictor
-        return make(self.net, self.state.params, CHAIN, "v", guidance, **self.inputs)
+        return make(self.run, self.state.params, CHAIN, "v", guidance, **self.inputs)
 
     def forward(self) -> Array:
         return self.predictor()(self.x_0, self.t)
@@ -79,12 +81,13 @@ class Case:
         return last.x_prev
 
 
-def rows(xp: Any, threads: int | None, smoke: bool) -> dict[str, tuple[Case, str]]:
-    """Each row's name, its case, and what of it is timed; with workers, where there are `threads`, for what is large enough to share."""
-    workers = parallel.Workers(threads, _digits.PIECE) if threads else None
+def rows(xp: Any, threads: int, plain: bool, smoke: bool) -> dict[str, tuple[Case, str]]:
+    """Each row's name, its case, and what of it is timed; with workers, or on a GPU replayed, what is large enough, unless plain."""
+    workers = parallel.Workers(threads, _digits.PIECE) if xp is np and not plain else None
+    run = unet if xp is np or plain else _digits.replayed(unet)
     width, many = (8, 8) if smoke else (_digits.PRESETS[xp.__name__]["width"], _digits.PRESETS[xp.__name__]["batch"])
     points = {n: Case(mlp, xp, n, (2,), None) for n in (32, 256, 2048)}
-    digits = Case(unet, xp, many, DIGITS, workers, width=width)
+    digits = Case(unet, xp, many, DIGITS, workers, run, width=width)
     return {
         **{f"MLP step, batch {n}": (case, "step") for n, case in points.items()},
         f"U-Net step, batch {many}, width {width}": (digits, "step"),
@@ -193,7 +196,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = _cli.Parser((__doc__ or "").split("\n")[0], "  python demos/benchmark.py --json rows.json --profile")
     parser.add_argument("--backend", type=_cli.one_of("numpy", "cupy"), default="numpy", metavar="NAME", help="default numpy")
     parser.add_argument("--threads", type=_cli.whole(1, 1024), default=_digits.cores(), metavar="N", help=f"default {_digits.cores()}")
-    parser.add_argument("--plain", action="store_true", help="our plain code in one process, without workers")
+    parser.add_argument("--plain", action="store_true", help="our plain code in one process: no workers, no graphs")
     parser.add_argument("--tf32", action="store_true", help="on a GPU, for both sides: products in TensorFloat-32")
     parser.add_argument("--repeats", type=_cli.whole(1), metavar="N", help="timings of each row, of which the median counts; default 15")
     parser.add_argument("--profile", action="store_true", help="also where the time of a step goes, op by op")
@@ -220,7 +223,7 @@ def main(args: argparse.Namespace) -> None:
     )
     print(f"\n{'':<44} {'ours, ms':>10} {'peer, ms':>10} {'ratio':>7}")
     table, twins = [], dict[int, Any]()
-    for name, (case, what) in rows(xp, None if args.plain or xp is not np else args.threads, args.smoke).items():
+    for name, (case, what) in rows(xp, args.threads, args.plain, args.smoke).items():
         functions = [getattr(case, what)]
         if _peer:
             if id(case) not in twins:

@@ -31,7 +31,7 @@ def main(args: argparse.Namespace) -> None:
     xp = select(args.backend)
     _digits.preset(args, xp)
     digits = mnist.digits(args.data_dir, _digits.SHIPPED_DIGITS)
-    net, chain = _digits.network(args)
+    net, chain = _digits.network(args, xp)
     training_rng, sampling_rng, judging_rng = (np.random.default_rng([args.seed, i]) for i in range(3))
     report = _digits.Report(args, digits, net, chain, judging_rng, xp)
 

@@ -29,13 +29,18 @@ CORE = [
     "nn.mlp",
     "nn.conv",
     "nn.winograd",
+    "nn.cuda",
     "nn.unet",
     "likelihood",
     "optim",
     "train",
 ]
 ROOMS = ("papers", "kit")
-THIRD_PARTY = {"backend": {"numpy", "cupy"}, "fuse": {"numpy", "cupy"}}  # the others of the core know NumPy alone
+THIRD_PARTY = {
+    "backend": {"numpy", "cupy"},
+    "fuse": {"numpy", "cupy"},
+    "nn.cuda": {"numpy", "cupy"},
+}  # the others of the core know NumPy alone
 
 
 def room(name):

@@ -1,0 +1,92 @@
+"""A network recorded as CUDA graphs, so that the host starts it with one call instead of some hundred. A reader can skip this file.
+
+    net = Replayed(unet)      net.forward and net.backward, as unet has them
+
+What is called the third time with arrays of the same shape is recorded: the inputs get arrays of their own, `net.forward` is run once
+more while the device only writes down what it is asked for, and `backward` likewise. From then on a call copies its inputs there and
+starts the graph; and while the device works, the host draws the noise of the next step. The gradients stand where they are until the next
+call, the output of forward is a copy. The memory of a recording is its own, and stays taken.
+"""
+
+import collections
+from collections.abc import Callable
+from typing import Any
+
+import cupy
+import numpy as np
+
+from npdiff.backend import Array
+from npdiff.nn.ops import Cache
+from npdiff.nn.params import Tree, leaves
+
+PLAIN = 2  # calls of a shape before it is recorded
+
+
+class Replayed:
+    """`net`, whose ops npdiff/nn/cuda.py has replaced, with forward and backward recorded for each shape of its input."""
+
+    def __init__(self, net: Any) -> None:
+        self.net = net
+        self.calls: collections.Counter = collections.Counter()
+        self.recordings: dict[tuple, Recording] = {}
+
+    def forward(self, params: Tree, x: Array, level: Array, label: np.ndarray | None = None) -> tuple[Array, Cache]:
+        """As net.forward; the cache belongs to the last call with this shape."""
+        key = leaves(params)[0].data.ptr, x.shape, x.dtype.char
+        self.calls[key] += 1
+        if self.calls[key] <= PLAIN:
+            return self.net.forward(params, x, level, label)
+        if key not in self.recordings:
+            self.recordings[key] = Recording(self.net, params, x, level)
+        return self.recordings[key].forward(x, level, label)
+
+    def backward(self, params: Tree, cache: Cache, grad_out: Array) -> tuple[Array, Tree]:
+        """As net.backward. RuntimeError for a cache that a later call of forward has replaced."""
+        if isinstance(cache[0], Recording):
+            return cache[0].backward(cache[1], grad_out)
+        return self.net.backward(params, cache, grad_out)
+
+
+class Recording:
+    """forward and backward of one network on arrays of one shape."""
+
+    def __init__(self, net: Any, params: Tree, x: Array, level: Array) -> None:
+        self.net, self.params, self.calls = net, params, 0
+        self.grad_out: Any
+        self.replay_backward: Any
+        self.found: Any
+        self.stream, self.memory = cupy.cuda.Stream(non_blocking=True), cupy.cuda.MemoryPool()
+        self.no_class = len(params["embedding"]["lookup"]["table"]) - 1
+        self.x, self.level, self.label = x.copy(), level.copy(), cupy.full(len(x), self.no_class)
+        self.replay_forward, (self.out, self.cache) = self.record(lambda: net.forward(params, self.x, self.level, self.label))
+        self.grad_out, self.replay_backward, self.found = None, None, None
+
+    def record(self, function: Callable[[], Any]) -> tuple[Any, Any]:
+        """The graph of what function() asks of the device, and the arrays that it returns; these are filled by graph.launch()."""
+        cupy.cuda.get_current_stream().synchronize()
+        with cupy.cuda.using_allocator(self.memory.malloc), self.stream:
+            function()  # compiles what is not compiled yet, and takes the memory
+            self.stream.synchronize()
+            self.stream.begin_capture()
+            try:
+                found = function()
+            finally:
+                graph = self.stream.end_capture()
+        return graph, found
+
+    def forward(self, x: Array, level: Array, label: np.ndarray | None) -> tuple[Array, Cache]:
+        self.calls += 1
+        self.x[...], self.level[...] = x, level
+        self.label[...] = self.no_class if label is None else cupy.asarray(label)
+        self.replay_forward.launch()
+        return self.out.copy(), (self, self.calls)
+
+    def backward(self, call: int, grad_out: Array) -> tuple[Array, Tree]:
+        if call != self.calls:
+            raise RuntimeError("this cache was overwritten by a later call of forward with arrays of the same shape")
+        if self.replay_backward is None:
+            self.grad_out = grad_out.copy()
+            self.replay_backward, self.found = self.record(lambda: self.net.backward(self.params, self.cache, self.grad_out))
+        self.grad_out[...] = grad_out
+        self.replay_backward.launch()
+        return self.found

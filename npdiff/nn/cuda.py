@@ -1,0 +1,300 @@
+"""The U-Net's ops in few and large kernels, on CuPy. A reader can skip this file.
+
+The definitions are npdiff/nn/conv.py and npdiff/nn/ops.py, and these agree with them to rounding. On a GPU to start a kernel takes the
+host longer than most of these take the device, and an array with six axes is copied slowly: so a neighbourhood, a group norm, a scale
+and shift are a kernel each, written in CUDA C. `product` can be recorded in a graph (npdiff/kit/replay.py), where CuPy's own @ refuses.
+"""
+
+import ctypes
+import functools
+import math
+import os
+from typing import Any
+
+import cupy
+import numpy as np
+
+from npdiff.backend import Array
+from npdiff.nn import conv
+from npdiff.nn.ops import Cache, Grads
+
+CODE = r"""
+// y[image, row, column, k] = the run of kernel * channels numbers of x that the kernel's row k lies on; a block for each output pixel.
+extern "C" __global__ void columns(const real* x, real* y, int height, int width, int channels, int kernel, int stride) {
+    int column = blockIdx.x, row = blockIdx.y, image = blockIdx.z;
+    int run = kernel * channels, first = (stride * column - kernel / 2) * channels;
+    x += (size_t)image * height * width * channels;
+    y += (((size_t)image * gridDim.y + row) * gridDim.x + column) * kernel * run;
+    for (int k = 0; k < kernel; ++k) {
+        int from_row = stride * row + k - kernel / 2;
+        for (int j = threadIdx.x; j < run; j += blockDim.x) {
+            bool inside = from_row >= 0 && from_row < height && first + j >= 0 && first + j < width * channels;
+            y[k * run + j] = inside ? x[from_row * width * channels + first + j] : (real)0;
+        }
+    }
+}
+
+// The sum over threadIdx.y of each thread's value, for every threadIdx.x: left in part[threadIdx.x].
+__device__ void over_pixels(real* part, real value) {
+    int x = threadIdx.x, y = threadIdx.y, row = blockDim.x;
+    __syncthreads();
+    part[y * row + x] = value;
+    __syncthreads();
+    for (int m = blockDim.y; m > 1; m = (m + 1) / 2) {
+        if (y < m / 2) part[y * row + x] += part[(y + (m + 1) / 2) * row + x];
+        __syncthreads();
+    }
+}
+
+__device__ real over_group(real* part, real value) {
+    real sum = 0;
+    over_pixels(part, value);
+    for (int x = 0; x < blockDim.x; ++x) sum += part[x];
+    return sum;
+}
+
+// A block for each group of an image; threadIdx.x is the channel in the group, threadIdx.y goes over the pixels.
+extern "C" __global__ void group_norm(const real* x, const real* gain, const real* bias, real* y, real* n, real* rstd,
+                                      double eps, int pixels, int channels) {
+    __shared__ real part[1024];
+    int c = blockIdx.x * blockDim.x + threadIdx.x, count = pixels * blockDim.x;
+    size_t image = (size_t)blockIdx.y * pixels * channels + c;
+    real sum = 0, rest = 0, squares = 0;
+    for (int p = threadIdx.y; p < pixels; p += blockDim.y) sum += x[image + p * channels];
+    real mean = over_group(part, sum) / count;
+    for (int p = threadIdx.y; p < pixels; p += blockDim.y) rest += x[image + p * channels] - mean;
+    rest = over_group(part, rest) / count;  // what rounding left in the mean
+    for (int p = threadIdx.y; p < pixels; p += blockDim.y) {
+        real d = x[image + p * channels] - mean - rest;
+        squares += d * d;
+    }
+    real r = 1 / sqrt(over_group(part, squares) / count + (real)eps);
+    for (int p = threadIdx.y; p < pixels; p += blockDim.y) {
+        real scaled = (x[image + p * channels] - mean - rest) * r;
+        n[image + p * channels] = scaled;
+        y[image + p * channels] = scaled * gain[c] + bias[c];
+    }
+    if (threadIdx.x + threadIdx.y == 0) rstd[blockIdx.y * gridDim.x + blockIdx.x] = r;
+}
+
+// sums[0] = the sums of n dL/dy over an image's pixels, sums[1] = those of dL/dy.
+extern "C" __global__ void group_norm_backward(const real* grad_y, const real* n, const real* rstd, const real* gain, real* grad_x,
+                                               real* sums, int pixels, int channels) {
+    __shared__ real part[1024];
+    int c = blockIdx.x * blockDim.x + threadIdx.x, count = pixels * blockDim.x;
+    size_t image = (size_t)blockIdx.y * pixels * channels + c;
+    real sum_g = 0, sum_gn = 0;
+    for (int p = threadIdx.y; p < pixels; p += blockDim.y) {
+        sum_g += grad_y[image + p * channels];
+        sum_gn += grad_y[image + p * channels] * n[image + p * channels];
+    }
+    real mean_g = over_group(part, gain[c] * sum_g) / count, mean_gn = over_group(part, gain[c] * sum_gn) / count;
+    real r = rstd[blockIdx.y * gridDim.x + blockIdx.x];
+    for (int p = threadIdx.y; p < pixels; p += blockDim.y) {
+        size_t i = image + p * channels;
+        grad_x[i] = (gain[c] * grad_y[i] - mean_g - n[i] * mean_gn) * r;
+    }
+    over_pixels(part, sum_gn);
+    if (threadIdx.y == 0) sums[(size_t)blockIdx.y * channels + c] = part[threadIdx.x];
+    over_pixels(part, sum_g);
+    if (threadIdx.y == 0) sums[((size_t)gridDim.y + blockIdx.y) * channels + c] = part[threadIdx.x];
+}
+
+// sums[0] = the sums of x dL/dy over an image's pixels, sums[1] = those of dL/dy.
+extern "C" __global__ void scale_shift_backward(const real* grad_y, const real* x, const real* scale, real* grad_x, real* sums,
+                                                int pixels, int channels) {
+    __shared__ real part[1024];
+    int c = blockIdx.x * blockDim.x + threadIdx.x;
+    size_t image = (size_t)blockIdx.y * pixels * channels + c;
+    real factor = 1 + scale[(size_t)blockIdx.y * channels + c], sum_g = 0, sum_gx = 0;
+    for (int p = threadIdx.y; p < pixels; p += blockDim.y) {
+        size_t i = image + p * channels;
+        grad_x[i] = factor * grad_y[i];
+        sum_g += grad_y[i];
+        sum_gx += grad_y[i] * x[i];
+    }
+    over_pixels(part, sum_gx);
+    if (threadIdx.y == 0) sums[(size_t)blockIdx.y * channels + c] = part[threadIdx.x];
+    over_pixels(part, sum_g);
+    if (threadIdx.y == 0) sums[((size_t)gridDim.y + blockIdx.y) * channels + c] = part[threadIdx.x];
+}
+"""
+THREADS = 256  # of a block, about
+
+
+@functools.cache
+def compiled(name: str, dtype: Any) -> Any:
+    return cupy.RawKernel(CODE.replace("real", {"f": "float", "d": "double"}[dtype.char]), name)
+
+
+def launch(name: str, blocks: tuple[int, ...], threads: tuple[int, ...], *arguments: Any) -> None:
+    """Arrays go to the kernel as they lie in memory, so they have to be contiguous; ints go as int, floats as double."""
+    compiled(name, arguments[0].dtype)(blocks, threads, tuple(np.int32(a) if isinstance(a, int) else a for a in arguments))
+
+
+def over_pixels(name: str, x: Array, together: int, *arguments: Any) -> None:
+    """A kernel with a block of threads for each `together` neighbouring channels of each image of x (B, H, W, C)."""
+    batch, height, width, channels = x.shape
+    lanes = max(1, min(THREADS // together, height * width))
+    launch(name, (channels // together, batch), (together, lanes), *arguments, height * width, channels)
+
+
+def columns(x: Array, kernel: int, stride: int = 1) -> Array:  # x (B, H, W, C) -> (B H' W', K K C)
+    """As conv.columns."""
+    batch, height, width, channels = x.shape
+    if kernel == stride == 1:
+        return x.reshape(-1, channels)
+    down, across = conv.output_size(height, stride), conv.output_size(width, stride)
+    y = cupy.empty((batch * down * across, kernel * kernel * channels), x.dtype)
+    threads = min(THREADS, -(-kernel * channels // 32) * 32)
+    launch("columns", (across, down, batch), (threads,), cupy.ascontiguousarray(x), y, height, width, channels, kernel, stride)
+    return y
+
+
+@functools.cache
+def ones(n: int, dtype: Any) -> Array:  # -> (1, n)
+    return cupy.ones((1, n), dtype)
+
+
+def conv2d_forward(x: Array, w: Array, b: Array, stride: int = 1) -> tuple[Array, Cache]:
+    """As conv.conv2d_forward."""
+    x_columns = columns(x, len(w), stride)
+    y = product(x_columns, w.reshape(-1, w.shape[3]))
+    y += b
+    batch, height, width, _ = x.shape
+    shape = batch, conv.output_size(height, stride), conv.output_size(width, stride), -1
+    return y.reshape(shape), (x_columns, x.shape, w, stride)
+
+
+def conv2d_backward(grad_y: Array, cache: Cache) -> tuple[Array, Grads]:
+    """As conv.conv2d_backward."""
+    x_columns, shape, w, stride = cache
+    flat = grad_y.reshape(-1, w.shape[3])
+    grad_w, grad_b = product(x_columns.T, flat), product(ones(len(flat), flat.dtype), flat)[0]
+    spread = grad_y
+    if stride > 1:
+        spread = cupy.zeros((*shape[:3], w.shape[3]), grad_y.dtype)
+        spread[:, ::stride, ::stride] = grad_y
+    flipped = w[::-1, ::-1].swapaxes(2, 3).reshape(-1, w.shape[2])
+    grad_x = product(columns(spread, len(w)), flipped).reshape(shape)
+    return grad_x, {"w": grad_w.reshape(w.shape), "b": grad_b}
+
+
+def group_norm_forward(x: Array, gain: Array, bias: Array, groups: int, eps: float = 1e-5) -> tuple[Array, Cache]:
+    """As conv.group_norm_forward."""
+    x = cupy.ascontiguousarray(x)
+    y, n, rstd = cupy.empty_like(x), cupy.empty_like(x), cupy.empty((len(x), groups), x.dtype)
+    over_pixels("group_norm", x, x.shape[3] // groups, x, gain, bias, y, n, rstd, eps)
+    return y, (n, rstd, gain, groups)
+
+
+def group_norm_backward(grad_y: Array, cache: Cache) -> tuple[Array, Grads]:
+    """As conv.group_norm_backward."""
+    n, rstd, gain, groups = cache
+    grad_x, sums = cupy.empty_like(n), cupy.empty((2, len(n), n.shape[3]), n.dtype)
+    over_pixels("group_norm_backward", n, n.shape[3] // groups, cupy.ascontiguousarray(grad_y), n, rstd, gain, grad_x, sums)
+    grad_gain, grad_bias = sums.sum(axis=1)
+    return grad_x, {"gain": grad_gain, "bias": grad_bias}
+
+
+def scale_shift_backward(grad_y: Array, cache: Cache) -> tuple[Array, Grads]:
+    """As conv.scale_shift_backward."""
+    x, scale = cache
+    grad_x, sums = cupy.empty_like(x), cupy.empty((2, len(x), x.shape[3]), x.dtype)
+    arrays = (cupy.ascontiguousarray(a) for a in (grad_y, x, scale))
+    over_pixels("scale_shift_backward", x, math.gcd(x.shape[3], 32), *arrays, grad_x, sums)
+    return grad_x, {"scale": sums[0], "shift": sums[1]}
+
+
+def linear_forward(x: Array, w: Array, b: Array) -> tuple[Array, Cache]:
+    """As ops.linear_forward."""
+    y = product(x, w)
+    y += b
+    return y, (x, w)
+
+
+def linear_backward(grad_y: Array, cache: Cache) -> tuple[Array, Grads]:
+    """As ops.linear_backward."""
+    x, w = cache
+    grad_b = product(ones(len(grad_y), grad_y.dtype), grad_y)[0]
+    return product(grad_y, w.T), {"w": product(x.T, grad_y), "b": grad_b}
+
+
+def embed_forward(x: Array, frequencies: Array) -> tuple[Array, Cache]:
+    """As ops.embed_forward, for one number a row."""
+    angle = x * frequencies
+    sin, cos = cupy.sin(angle), cupy.cos(angle)
+    return cupy.concatenate([sin, cos], axis=1), (sin, cos, frequencies)
+
+
+def lookup_forward(label: Array, table: Array) -> tuple[Array, Cache]:
+    """As conv.lookup_forward, which checks a label on the host; one on the device is taken as it is."""
+    if isinstance(label, np.ndarray):
+        return conv.lookup_forward(label, table)
+    one_hot = (label[:, None] == cupy.arange(len(table))).astype(table.dtype)
+    return product(one_hot, table), (one_hot,)
+
+
+def lookup_backward(grad_y: Array, cache: Cache) -> tuple[None, Grads]:
+    """As conv.lookup_backward."""
+    return None, {"table": product(cache[0].T, grad_y)}
+
+
+def put_into(net: Any) -> None:
+    """These in the place of the plain ones, for the U-Net's module; a wave's frequencies are moved to the device once."""
+    for op in (
+        conv2d_forward, conv2d_backward, group_norm_forward, group_norm_backward, scale_shift_backward,
+        linear_forward, linear_backward, embed_forward, lookup_forward, lookup_backward,
+    ):  # fmt: skip
+        setattr(net, op.__name__, op)
+    net.FREQUENCIES = cupy.asarray(net.FREQUENCIES)
+
+
+# A product that can be recorded
+
+
+def product(a: Array, b: Array) -> Array:  # a (M, K), b (K, N) -> (M, N)
+    """a @ b. While a graph is recorded cuBLAS is called by its own name."""
+    return gemm(a, b) if cupy.cuda.get_current_stream().is_capturing() else a @ b
+
+
+@functools.cache
+def cublas() -> tuple[Any, Array]:
+    """The library that CuPy has loaded, and 32 MiB for it to work in. OSError where it is not found by this name."""
+    major = cupy.cuda.runtime.runtimeGetVersion() // 1000
+    return ctypes.CDLL(f"libcublas.so.{major}"), cupy.empty(32 << 20, cupy.uint8)
+
+
+def operand(x: Array) -> tuple[Array, int, int]:
+    """x, or a copy that cuBLAS can take, whether it lies transposed in memory, and the distance of its rows (columns, if transposed)."""
+    across, down = (stride // x.itemsize for stride in (x.strides[1], x.strides[0]))
+    if across == 1 and down >= x.shape[1]:
+        return x, 0, down
+    if down == 1 and across >= x.shape[0]:
+        return x, 1, across
+    x = cupy.ascontiguousarray(x)
+    return x, 0, x.shape[1]
+
+
+def gemm(a: Array, b: Array) -> Array:
+    """a @ b by cublasGemmEx, on the current stream. cuBLAS counts along columns first, so it is asked for y^T = b^T a^T."""
+    library, memory = cublas()
+    handle, stream = ctypes.c_void_p(cupy.cuda.device.get_cublas_handle()), cupy.cuda.get_current_stream()
+    (a, transposed_a, lead_a), (b, transposed_b, lead_b) = operand(a), operand(b)
+    (m, k), n = a.shape, b.shape[1]
+    y = cupy.empty((m, n), a.dtype)
+    single = a.dtype == np.float32
+    number, kind = (ctypes.c_float, 0) if single else (ctypes.c_double, 1)  # CUDA_R_32F, CUDA_R_64F
+    compute = (77 if os.environ.get("CUPY_TF32") == "1" else 68) if single else 70  # CUBLAS_COMPUTE_32F_FAST_TF32, _32F, _64F
+    one, zero = ctypes.byref(number(1)), ctypes.byref(number(0))
+    at_a, at_b, at_y = (ctypes.c_void_p(x.data.ptr) for x in (a, b, y))
+    for status in (
+        library.cublasSetStream_v2(handle, ctypes.c_void_p(stream.ptr)),
+        library.cublasSetWorkspace_v2(handle, ctypes.c_void_p(memory.data.ptr), ctypes.c_size_t(memory.nbytes)),
+        library.cublasGemmEx(
+            handle, transposed_b, transposed_a, n, m, k, one, at_b, kind, lead_b, at_a, kind, lead_a, zero, at_y, kind, n, compute, -1
+        ),
+    ):
+        if status:
+            raise RuntimeError(f"cuBLAS answers with status {status}")
+    return y

@@ -1,0 +1,177 @@
+"""On CuPy: the ops of npdiff/nn/cuda.py are those of conv.py and ops.py, and a network that is replayed as a graph is the network."""
+
+import warnings
+
+import numpy as np
+import pytest
+
+from npdiff.backend import BackendError, select, to_numpy
+from npdiff.nn import conv, ops, unet
+from npdiff.nn.params import flatten, leaves, map_leaves, pack
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", ResourceWarning)  # of a kernel's compiler, not of the package
+    try:
+        cupy = select("cupy")
+    except BackendError as error:
+        pytest.skip(str(error), allow_module_level=True)
+
+from npdiff.kit import replay
+from npdiff.nn import cuda
+
+pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore::ResourceWarning")]
+TOLERANCE = {"float32": 1e-5, "float64": 1e-12}  # sums of at most some hundred, in another order
+
+
+def values(seed, *shape, dtype="float64"):
+    return cupy.asarray(np.random.default_rng(seed).standard_normal(shape).astype(dtype))
+
+
+def assert_same(found, expected):
+    """Arrays, or trees of arrays, equal to rounding, relative to the largest."""
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys()
+        for name in expected:
+            assert_same(found[name], expected[name])
+    elif expected is not None:
+        assert found.dtype == expected.dtype and found.shape == expected.shape
+        a, b = to_numpy(found), to_numpy(expected)
+        assert np.abs(a - b).max() < TOLERANCE[str(a.dtype)] * np.abs(b).max()
+
+
+OPS = {
+    "conv 3": ("conv2d", conv, (2, 5, 6, 8), [(3, 3, 8, 16), (16,)], {}),
+    "conv 3, stride 2, odd": ("conv2d", conv, (2, 5, 6, 8), [(3, 3, 8, 16), (16,)], {"stride": 2}),
+    "conv 3, stride 2, even": ("conv2d", conv, (2, 4, 6, 4), [(3, 3, 4, 8), (8,)], {"stride": 2}),
+    "conv 1": ("conv2d", conv, (2, 5, 6, 8), [(1, 1, 8, 16), (16,)], {}),
+    "conv 5": ("conv2d", conv, (3, 4, 4, 3), [(5, 5, 3, 2), (2,)], {}),
+    "group norm, groups of 1": ("group_norm", conv, (2, 4, 6, 8), [(8,), (8,)], {"groups": 8}),
+    "group norm, groups of 3": ("group_norm", conv, (3, 7, 7, 12), [(12,), (12,)], {"groups": 4}),
+    "group norm, one group": ("group_norm", conv, (2, 3, 3, 8), [(8,), (8,)], {"groups": 1}),
+    "linear": ("linear", ops, (5, 4), [(4, 3), (3,)], {}),
+}
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("case", OPS)
+def test_an_op_and_its_gradients_are_the_plain_ones(case, dtype):
+    name, module, shape, parameters, how = OPS[case]
+    x, *params = (values(i, *s, dtype=dtype) for i, s in enumerate([shape, *parameters]))
+    results = []
+    for of in cuda, module:
+        y, cache = getattr(of, f"{name}_forward")(x, *params, **how)
+        grad_x, grads = getattr(of, f"{name}_backward")(values(9, *y.shape, dtype=dtype), cache)
+        results.append({"y": y, "grad_x": grad_x, **grads})
+    assert_same(*results)
+
+
+def test_a_view_is_taken_as_an_array():
+    both = values(0, 2, 4, 4, 16, dtype="float32")
+    half, w = both[..., :8], values(1, 3, 3, 8, 8, dtype="float32")
+    assert_same(cuda.columns(half, 3), conv.columns(half, 3))
+    gain = values(2, 8, dtype="float32")
+    (y, cache), (expected, plain_cache) = (of.group_norm_forward(half, gain, gain, groups=4) for of in (cuda, conv))
+    assert_same(y, expected)
+    grad = values(3, 2, 4, 4, 16, dtype="float32")[..., 8:]
+    assert_same(cuda.group_norm_backward(grad, cache)[0], conv.group_norm_backward(grad, plain_cache)[0])
+    _, cache = cuda.conv2d_forward(half, w, gain)
+    _, plain_cache = conv.conv2d_forward(half, w, gain)
+    assert_same(cuda.conv2d_backward(grad, cache)[0], conv.conv2d_backward(grad, plain_cache)[0])
+
+
+def test_group_norm_of_a_large_constant_is_the_bias():
+    x, gain, bias = cupy.full((2, 4, 4, 8), 1234.567, "float32"), values(0, 8, dtype="float32"), values(1, 8, dtype="float32")
+    y, _ = cuda.group_norm_forward(x, gain, bias, groups=2)
+    np.testing.assert_array_equal(to_numpy(y), np.broadcast_to(to_numpy(bias), y.shape))
+
+
+@pytest.mark.parametrize("channels", [8, 12, 64])
+def test_scale_and_shift_go_back_as_in_the_plain_op(channels):
+    x, scale, shift = values(0, 3, 4, 5, channels), values(1, 3, 2 * channels)[:, :channels], values(2, 3, channels)
+    _, cache = conv.scale_shift_forward(x, scale, shift)
+    grad_y = values(3, *x.shape)
+    for found, expected in zip(cuda.scale_shift_backward(grad_y, cache), conv.scale_shift_backward(grad_y, cache), strict=True):
+        assert_same(found, expected)
+
+
+def test_a_label_may_be_on_the_device():
+    table, label, grad_y = values(0, 5, 3), np.array([4, 0, 4]), values(1, 3, 3)
+    plain, plain_cache = conv.lookup_forward(label, table)
+    for where in label, cupy.asarray(label):
+        y, cache = cuda.lookup_forward(where, table)
+        assert_same(y, plain)
+        assert_same(cuda.lookup_backward(grad_y, cache)[1], conv.lookup_backward(grad_y, plain_cache)[1])
+    with pytest.raises(ValueError, match="label"):
+        cuda.lookup_forward(np.array([5]), table)
+
+
+@pytest.fixture
+def fast_unet(monkeypatch):
+    """The U-Net's module with the fast ops in it, for the time of a test."""
+    for name in [name for name in vars(unet) if name.endswith(("_forward", "_backward"))] + ["FREQUENCIES"]:
+        monkeypatch.setattr(unet, name, getattr(unet, name))
+    return unet
+
+
+def small_unet(seed=0, width=8):
+    theta, params = pack(unet.init(np.random.default_rng(seed), width=width))
+    theta += 0.1 * np.random.default_rng(seed + 1).standard_normal(theta.size, dtype=np.float32)  # nothing at 0, as training starts
+    return pack(map_leaves(cupy.asarray, params))[1]
+
+
+def passes(net, params, seed, label=True):
+    """out, dL/dx and dL/dtheta of a batch."""
+    rng = np.random.default_rng(seed)
+    x, grad_out = (cupy.asarray(rng.standard_normal((2, 8, 8, 1), dtype=np.float32)) for _ in range(2))
+    level = cupy.asarray(rng.standard_normal(2, dtype=np.float32))
+    out, cache = net.forward(params, x, level, rng.integers(0, 10, 2) if label else None)
+    grad_x, grads = net.backward(params, cache, grad_out)
+    return {"out": out, "grad_x": grad_x.copy(), "grads": flatten(grads)}
+
+
+@pytest.mark.parametrize("label", [True, False])
+def test_the_fast_u_net_is_the_u_net(fast_unet, label):
+    params = small_unet()
+    plain = passes(unet, params, 3, label)
+    cuda.put_into(fast_unet)
+    found = passes(fast_unet, params, 3, label)
+    for name in plain:
+        a, b = to_numpy(found[name]), to_numpy(plain[name])
+        assert np.linalg.norm(a - b) < 2e-5 * np.linalg.norm(b), name
+
+
+@pytest.fixture
+def graphs():
+    """Skips the test where CuPy's kernels run on something that is no GPU and records no graph."""
+    try:
+        cupy.cuda.runtime.getDeviceProperties(0)
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        pytest.skip(f"no graphs here: {error}")
+
+
+def test_a_replayed_net_is_the_net_for_new_inputs_and_new_parameters(fast_unet, graphs):
+    params = small_unet()
+    cuda.put_into(fast_unet)
+    net = replay.Replayed(fast_unet)
+    for seed in range(6):
+        label = seed % 2 == 0
+        found, plain = passes(net, params, seed, label), passes(fast_unet, params, seed, label)
+        for name in plain:
+            a, b = to_numpy(found[name]), to_numpy(plain[name])
+            assert np.linalg.norm(a - b) < 2e-5 * np.linalg.norm(b), (seed, name)
+        for leaf in leaves(params):
+            leaf *= 1.01
+    assert len(net.recordings) == 1
+    assert len(passes(net, small_unet(5), 0)) == 3 and len(net.recordings) == 1  # other parameters are not recorded at once
+
+
+def test_a_cache_that_was_overwritten_is_refused(fast_unet, graphs):
+    params = small_unet()
+    cuda.put_into(fast_unet)
+    net, x, level = replay.Replayed(fast_unet), values(0, 2, 8, 8, 1, dtype="float32"), values(1, 2, dtype="float32")
+    for _ in range(replay.PLAIN):
+        net.forward(params, x, level)
+    (_, first), (out, second) = net.forward(params, x, level), net.forward(params, x, level)
+    with pytest.raises(RuntimeError, match="overwritten"):
+        net.backward(params, first, out)
+    net.backward(params, second, out)
