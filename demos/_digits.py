@@ -38,7 +38,7 @@ PRESETS: dict[str, dict[str, Any]] = {  # by backend; minutes where neither they
     "numpy": dict(width=32, batch=64, minutes=12.0),
     "cupy": dict(width=64, batch=256, minutes=5.0),
 }
-BOUND: dict[str, Any] = dict(batch=32, label_dropout=1.0)  # for the bound: the network is told no class
+BOUND: dict[str, Any] = dict(batch=32, width=32, label_dropout=1.0)  # for the bound: the network is told no class
 FREE = ("digits", "sampler", "sampling_steps", "guidance", "samples", "seed", "gif", "backend", "smoke")
 
 DEMOS = Path(__file__).parent

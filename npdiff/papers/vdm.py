@@ -8,13 +8,16 @@ enough to see one of the 256 values beside the next. In small steps the bound de
 
     init(rng) -> params;    forward(params, x, level, label) -> out, cache;    backward(params, cache, grad_out) -> grad_x, grads
 
-The network is the U-Net of npdiff/nn/unet.py, with [guess, o] for its output (see improved_ddpm.py).
+The network is the U-Net of npdiff/nn/unet.py, with [guess, o] for its output (see improved_ddpm.py). The U-Net's fine level has a pixel
+for each 2 x 2 of its image. That is enough for looks; the bound wants every pixel to itself, as the paper's network gives it. So eight
+channels, x, its waves and ones that tell where the image ends, go in as an image of twice the size: the fine level is at x's own pixels.
 """
 
 import numpy as np
 
 from npdiff.backend import Array, get_array_module
 from npdiff.nn import unet
+from npdiff.nn.conv import depth_to_space, space_to_depth
 from npdiff.nn.ops import Cache
 from npdiff.nn.params import Tree
 
@@ -22,23 +25,26 @@ FREQUENCIES = np.pi * 2.0 ** np.array([3, 5, 7])  # per unit of x; 256 values li
 
 
 def init(rng: np.random.Generator, channels: int = 1, classes: int = 10, width: int = 32) -> Tree:
-    """The U-Net's parameters, for x and its waves, and for two outputs a channel."""
-    return unet.init(rng, channels * (1 + 2 * len(FREQUENCIES)), classes, width, outputs=2 * channels)
+    """The U-Net's parameters, for eight channels of each of x's, and for four numbers a pixel, of which two are used."""
+    return unet.init(rng, 2 * channels, classes, width, outputs=channels)
 
 
 def forward(params: Tree, x: Array, level: Array, label: np.ndarray | None = None) -> tuple[Array, Cache]:
-    """out = unet([x, sin(f x), cos(f x), ...], level, label).  x (B, H, W, C) -> out (B, H, W, 2 C)."""
+    """out = unet([x, sin(f x), cos(f x), ..., 1], level, label).  x (B, H, W, C) -> out (B, H, W, 2 C)."""
     xp = get_array_module(x)
     waves = [(xp.sin(float(f) * x), xp.cos(float(f) * x)) for f in FREQUENCIES]
-    out, cache = unet.forward(params, xp.concatenate([x, *(wave for pair in waves for wave in pair)], axis=3), level, label)
-    return out, (waves, cache)
+    inputs = xp.concatenate([x, *(wave for pair in waves for wave in pair), xp.ones_like(x)], axis=3)  # (B, H, W, 8 C)
+    out, cache = unet.forward(params, depth_to_space(inputs), level, label)  # (B, 2 H, 2 W, C)
+    return space_to_depth(out)[..., : 2 * x.shape[3]], (waves, cache)
 
 
 def backward(params: Tree, cache: Cache, grad_out: Array) -> tuple[Array, Tree]:
-    """d sin(f x)/dx = f cos(f x), d cos(f x)/dx = -f sin(f x)."""
+    """d sin(f x)/dx = f cos(f x), d cos(f x)/dx = -f sin(f x); the two outputs that are not used have no gradient."""
     waves, cache = cache
-    grad_inputs, grads = unet.backward(params, cache, grad_out)
-    channels = waves[0][0].shape[3]
+    xp, channels = get_array_module(grad_out), grad_out.shape[3] // 2
+    grad_all = xp.concatenate([grad_out, xp.zeros_like(grad_out)], axis=3)  # (B, H, W, 4 C)
+    grad_inputs, grads = unet.backward(params, cache, depth_to_space(grad_all))
+    grad_inputs = space_to_depth(grad_inputs)  # (B, H, W, 8 C)
     grad_x = grad_inputs[..., :channels].copy()
     for i, (f, (sin, cos)) in enumerate(zip(FREQUENCIES, waves, strict=True)):
         grad_sin, grad_cos = (grad_inputs[..., (2 * i + k) * channels : (2 * i + k + 1) * channels] for k in (1, 2))
