@@ -45,7 +45,7 @@ AGREE = 1e-3  # of float32 outputs and gradients, relative: rounding gives some 
 
 
 class Case:
-    """A network, a batch for it, and whatever gives its gradients fast (workers, or a net that takes its place): for one row of the table."""
+    """A network, a batch for it, and what makes it fast, workers or a net that takes its place: for one row of the table."""
 
     def __init__(
         self, net: Any, xp: Any, batch: int, shape: tuple[int, ...], workers: parallel.Workers | None, run: Any = None, **sizes: int

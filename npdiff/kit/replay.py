@@ -26,7 +26,7 @@ class Replayed:
     """`net`, whose ops npdiff/nn/cuda.py has replaced, with forward and backward recorded for each shape of its input."""
 
     def __init__(self, net: Any) -> None:
-        self.net = net
+        self.net, self.init = net, net.init
         self.calls: collections.Counter = collections.Counter()
         self.recordings: dict[tuple, Recording] = {}
 
