@@ -9,6 +9,7 @@ import ctypes
 import functools
 import math
 import os
+from pathlib import Path
 from typing import Any
 
 import cupy
@@ -18,122 +19,15 @@ from npdiff.backend import Array
 from npdiff.nn import conv
 from npdiff.nn.ops import Cache, Grads
 
-COLUMNS = r"""
-// y[image, row, column, k] = the run of kernel * channels numbers of x that the kernel's row k lies on; a block for each output pixel.
-extern "C" __global__ void columns(const real* x, real* y, int height, int width, int channels, int kernel, int stride) {
-    int column = blockIdx.x, row = blockIdx.y, image = blockIdx.z;
-    real zero = {};
-    int run = kernel * channels, first = (stride * column - kernel / 2) * channels;
-    x += (size_t)image * height * width * channels;
-    y += (((size_t)image * gridDim.y + row) * gridDim.x + column) * kernel * run;
-    for (int k = 0; k < kernel; ++k) {
-        int from_row = stride * row + k - kernel / 2;
-        for (int j = threadIdx.x; j < run; j += blockDim.x) {
-            bool inside = from_row >= 0 && from_row < height && first + j >= 0 && first + j < width * channels;
-            y[k * run + j] = inside ? x[from_row * width * channels + first + j] : zero;
-        }
-    }
-}
-"""
-
-OVER_PIXELS = r"""
-__device__ void over_pixels(real* part, real value);
-__device__ real over_group(real* part, real value);
-
-// A block for each group of an image; threadIdx.x is the channel in the group, threadIdx.y goes over the pixels.
-extern "C" __global__ void group_norm(const real* x, const real* gain, const real* bias, real* y, real* n, real* rstd,
-                                      double eps, int pixels, int channels) {
-    __shared__ real part[1024];
-    int c = blockIdx.x * blockDim.x + threadIdx.x, count = pixels * blockDim.x;
-    size_t image = (size_t)blockIdx.y * pixels * channels + c;
-    real sum = 0, rest = 0, squares = 0;
-    for (int p = threadIdx.y; p < pixels; p += blockDim.y) sum += x[image + p * channels];
-    real mean = over_group(part, sum) / count;
-    for (int p = threadIdx.y; p < pixels; p += blockDim.y) rest += x[image + p * channels] - mean;
-    rest = over_group(part, rest) / count;  // what rounding left in the mean
-    for (int p = threadIdx.y; p < pixels; p += blockDim.y) {
-        real d = x[image + p * channels] - mean - rest;
-        squares += d * d;
-    }
-    real r = 1 / sqrt(over_group(part, squares) / count + (real)eps);
-    for (int p = threadIdx.y; p < pixels; p += blockDim.y) {
-        real scaled = (x[image + p * channels] - mean - rest) * r;
-        n[image + p * channels] = scaled;
-        y[image + p * channels] = scaled * gain[c] + bias[c];
-    }
-    if (threadIdx.x + threadIdx.y == 0) rstd[blockIdx.y * gridDim.x + blockIdx.x] = r;
-}
-
-// sums[0] = the sums of n dL/dy over an image's pixels, sums[1] = those of dL/dy.
-extern "C" __global__ void group_norm_backward(const real* grad_y, const real* n, const real* rstd, const real* gain, real* grad_x,
-                                               real* sums, int pixels, int channels) {
-    __shared__ real part[1024];
-    int c = blockIdx.x * blockDim.x + threadIdx.x, count = pixels * blockDim.x;
-    size_t image = (size_t)blockIdx.y * pixels * channels + c;
-    real sum_g = 0, sum_gn = 0;
-    for (int p = threadIdx.y; p < pixels; p += blockDim.y) {
-        sum_g += grad_y[image + p * channels];
-        sum_gn += grad_y[image + p * channels] * n[image + p * channels];
-    }
-    real mean_g = over_group(part, gain[c] * sum_g) / count, mean_gn = over_group(part, gain[c] * sum_gn) / count;
-    real r = rstd[blockIdx.y * gridDim.x + blockIdx.x];
-    for (int p = threadIdx.y; p < pixels; p += blockDim.y) {
-        size_t i = image + p * channels;
-        grad_x[i] = (gain[c] * grad_y[i] - mean_g - n[i] * mean_gn) * r;
-    }
-    over_pixels(part, sum_gn);
-    if (threadIdx.y == 0) sums[(size_t)blockIdx.y * channels + c] = part[threadIdx.x];
-    over_pixels(part, sum_g);
-    if (threadIdx.y == 0) sums[((size_t)gridDim.y + blockIdx.y) * channels + c] = part[threadIdx.x];
-}
-
-// sums[0] = the sums of x dL/dy over an image's pixels, sums[1] = those of dL/dy.
-extern "C" __global__ void scale_shift_backward(const real* grad_y, const real* x, const real* scale, real* grad_x, real* sums,
-                                                int pixels, int channels) {
-    __shared__ real part[1024];
-    int c = blockIdx.x * blockDim.x + threadIdx.x;
-    size_t image = (size_t)blockIdx.y * pixels * channels + c;
-    real factor = 1 + scale[(size_t)blockIdx.y * channels + c], sum_g = 0, sum_gx = 0;
-    for (int p = threadIdx.y; p < pixels; p += blockDim.y) {
-        size_t i = image + p * channels;
-        grad_x[i] = factor * grad_y[i];
-        sum_g += grad_y[i];
-        sum_gx += grad_y[i] * x[i];
-    }
-    over_pixels(part, sum_gx);
-    if (threadIdx.y == 0) sums[(size_t)blockIdx.y * channels + c] = part[threadIdx.x];
-    over_pixels(part, sum_g);
-    if (threadIdx.y == 0) sums[((size_t)gridDim.y + blockIdx.y) * channels + c] = part[threadIdx.x];
-}
-
-// The sum over threadIdx.y of each thread's value, for every threadIdx.x: left in part[threadIdx.x].
-__device__ void over_pixels(real* part, real value) {
-    int x = threadIdx.x, y = threadIdx.y, row = blockDim.x;
-    __syncthreads();
-    part[y * row + x] = value;
-    __syncthreads();
-    for (int m = blockDim.y; m > 1; m = (m + 1) / 2) {
-        if (y < m / 2) part[y * row + x] += part[(y + (m + 1) / 2) * row + x];
-        __syncthreads();
-    }
-}
-
-// That sum over the channels of the block, too.
-__device__ real over_group(real* part, real value) {
-    real sum = 0;
-    over_pixels(part, value);
-    for (int x = 0; x < blockDim.x; ++x) sum += part[x];
-    return sum;
-}
-"""
 REAL = {"f": "float", "d": "double"}
-FOUR = "struct alignas(16) float4_ { float a, b, c, d; };"
+CODE = Path(__file__).with_name("cuda.cu").read_text()
 THREADS = 256  # of a block, about
 
 
 @functools.cache
-def compiled(code: str, name: str, real: str) -> Any:
-    return cupy.RawKernel(code.replace("real", real), name)
+def kernel(name: str, dtype: Any, numbers: str | None = None) -> Any:
+    real = REAL[dtype.char]
+    return cupy.RawKernel(CODE.replace("numbers", numbers or real).replace("real", real), name)
 
 
 def integers(arguments: tuple) -> tuple:
@@ -145,23 +39,21 @@ def over_pixels(name: str, x: Array, together: int, *arguments: Any) -> None:
     """A kernel with a block of threads for each `together` neighbouring channels of each image of x (B, H, W, C)."""
     batch, height, width, channels = x.shape
     lanes = max(1, min(THREADS // together, height * width))
-    run = compiled(OVER_PIXELS, name, REAL[x.dtype.char])
-    run((channels // together, batch), (together, lanes), integers((*arguments, height * width, channels)))
+    kernel(name, x.dtype)((channels // together, batch), (together, lanes), integers((*arguments, height * width, channels)))
 
 
-def columns(x: Array, kernel: int, stride: int = 1) -> Array:  # x (B, H, W, C) -> (B H' W', K K C)
+def columns(x: Array, size: int, stride: int = 1) -> Array:  # x (B, H, W, C) -> (B H' W', K K C)
     """As conv.columns."""
     batch, height, width, channels = x.shape
-    if kernel == stride == 1:
+    if size == stride == 1:
         return x.reshape(-1, channels)
     down, across = conv.output_size(height, stride), conv.output_size(width, stride)
-    y = cupy.empty((batch * down * across, kernel * kernel * channels), x.dtype)
-    four = channels % 4 == 0 and x.dtype.char == "f"  # numbers moved at a time
-    if four:
-        channels //= 4
-    threads = min(THREADS, -(-kernel * channels // 32) * 32)
-    run = compiled(FOUR + COLUMNS, "columns", "float4_") if four else compiled(COLUMNS, "columns", REAL[x.dtype.char])
-    run((across, down, batch), (threads,), integers((cupy.ascontiguousarray(x), y, height, width, channels, kernel, stride)))
+    y = cupy.empty((batch * down * across, size * size * channels), x.dtype)
+    at_once = 4 if channels % 4 == 0 and x.dtype.char == "f" else 1
+    run = kernel("columns", x.dtype, "four_floats" if at_once == 4 else None)
+    threads = min(THREADS, -(-size * channels // at_once // 32) * 32)
+    shape = height, width, channels // at_once
+    run((across, down, batch), (threads,), integers((cupy.ascontiguousarray(x), y, *shape, size, stride)))
     return y
 
 
