@@ -40,7 +40,6 @@ def main(args: argparse.Namespace) -> None:
     if args.resume or args.sample_only:
         report.load(state, training_rng)
     sample = _digits.draw_digits(digits, args.label_dropout)
-
     if args.steps is None:
         trial = start(state.params), sample, chain, copy.deepcopy(training_rng), 10**9, args.batch
         args.steps = _budget.steps_in(args.minutes, train(net, *trial, **report.recipe(trial=True)))
@@ -67,7 +66,6 @@ def main(args: argparse.Namespace) -> None:
         way_back = ddim(predict_eps, x_T, chain, args.sampling_steps)
     for step in progress.sampling(way_back, args.samples, unit="digits"):
         report.see(step)
-
     report.write(state.ema_params, step.x_prev, labels)
 
 
