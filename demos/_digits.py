@@ -17,6 +17,7 @@ import _cli
 import _draw
 import _judge
 import _likelihood
+import _score_unet
 from npdiff import __version__, likelihood, train
 from npdiff.backend import Array, to_numpy
 from npdiff.forward import q_sample, score_from_eps, x_0_from_eps
@@ -151,7 +152,7 @@ def read_weights(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
 def network(args: argparse.Namespace) -> tuple[Any, Schedule]:
     """The network, and the levels that it is trained on: for the bound down to almost no noise, where the last bits are decided."""
     if args.objective == "ncsn":
-        return unet, ncsn.ladder(args.T, SIGMA_L, SIGMA_1)
+        return _score_unet, ncsn.ladder(args.T, SIGMA_L, SIGMA_1)
     return (vdm, uniform_log_snr(args.T)) if args.objective == "bound" else (unet, cosine(args.T))
 
 
@@ -202,7 +203,7 @@ class Report:
         self.metrics: dict[str, Any] = {"npdiff": __version__, "settings": args.settings, "backend": xp.__name__}
         self.unit = np.hypot(schedule.signal, schedule.noise)  # the deviation of x_t on data of unit variance; of a VP chain 1
         of: Callable = functools.partial(improved_ddpm.gradient, discretised=True) if net is vdm else train.gradient
-        of = ncsn.gradient if args.objective == "ncsn" else of
+        of = ncsn.gradient if net is _score_unet else of
         self.workers = Workers(args.threads, PIECE, of) if xp is np and not args.plain else None
         self.gradient = self.workers.gradient if self.workers else of
         self.importance = improved_ddpm.ImportanceSampler(args.T if net is vdm else 0)
@@ -250,14 +251,14 @@ class Report:
     def predictor(self, params: Tree, label: np.ndarray, guidance: float | None = None) -> Predictor:
         """predict_eps(x_t, t) for digits of these labels, in pieces: for the workers, or for the memory."""
         w = self.args.guidance if guidance is None else guidance
-        turned = self.args.objective == "ncsn"  # its network puts out sigma score = -eps_hat
+        turned = self.net is _score_unet  # it puts out sigma score = -eps_hat
         how = params, self.schedule, "eps" if turned else self.args.predict
         if self.net is vdm:
             return in_pieces(lambda label: improved_ddpm.predictor(vdm, *how), LARGEST_PIECE, label=label)
         if self.workers:
-            predict = self.workers.predictor(unet, *how, w, label=label)
+            predict = self.workers.predictor(self.net, *how, w, label=label)
         else:
-            predict = in_pieces(lambda label: predictor(unet, *how, w, label=label), LARGEST_PIECE, label=label)
+            predict = in_pieces(lambda label: predictor(self.net, *how, w, label=label), LARGEST_PIECE, label=label)
         return (lambda x_t, t: -predict(x_t, t)) if turned else predict
 
     def see(self, step: Step) -> None:

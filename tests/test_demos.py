@@ -13,9 +13,12 @@ import numpy as np
 import pytest
 
 import _digits
+import _score_unet
 from npdiff import exact
 from npdiff.kit import checkpoint
+from npdiff.kit.gradcheck import check_pair, directional_error
 from npdiff.nn import mlp
+from npdiff.nn.params import pack, unflatten
 from npdiff.papers import ncsn
 from npdiff.reverse import predictor
 from npdiff.sampler import ddim
@@ -283,6 +286,21 @@ def test_ncsn_learns_digits_resumes_to_the_same_numbers_and_has_every_way_back(t
     for way_back in (["--sampler", "ddim", "--guidance", 1], ["--inpaint", "left"]):
         done = run("--sample-only", "--weights", "whole/weights.npz", *way_back, "--out", "o", cwd=tmp_path, demo="mnist")
         assert done.returncode == 0 and done.stderr == "", done.stderr
+
+
+def test_the_score_network_has_the_right_gradients_and_starts_as_the_score_of_a_standard_normal():
+    rng, chain = np.random.default_rng(0), ncsn.ladder(5, 0.1, 5.0)
+    theta, like = pack(_score_unet.init(rng, width=8))
+    x_t, t, label = rng.standard_normal((3, 8, 8, 1)), np.array([1, 3, 5]), np.array([3, 0, 10])
+    score = ncsn.score_of(_score_unet, unflatten(theta.astype(np.float64), like), chain, label=label)(x_t, t)
+    np.testing.assert_allclose(score, -x_t / (1 + chain.noise[t].reshape(-1, 1, 1, 1) ** 2), rtol=1e-9)  # of N(0, 1 + sigma^2)
+
+    theta = theta + 0.1 * rng.standard_normal(theta.size)
+    both = lambda theta: ncsn.gradient(_score_unet, unflatten(theta, like), x_t, t, np.ones_like(x_t), chain, label=label)  # noqa: E731
+    assert directional_error(lambda theta: both(theta)[0], theta, both(theta)[1], rng) < 1e-6
+    params, level = unflatten(theta, like), chain.level[t]
+    forward = lambda x: _score_unet.forward(params, x, level, label)  # noqa: E731
+    assert check_pair(forward, lambda grad, cache: (_score_unet.backward(params, cache, grad)[0], {}), x_t, rng)["x"] < 1e-6
 
 
 def test_the_dynamics_of_digits_keep_the_variance_and_end_in_the_data():
