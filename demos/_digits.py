@@ -44,11 +44,12 @@ PRESETS: dict[str, dict[str, Any]] = {  # by backend; minutes where neither they
 OBJECTIVES: dict[str, dict[str, Any]] = {  # where their defaults are others
     "simple": {},
     "bound": dict(batch=32, label_dropout=1.0),  # the network is told no class
-    "ncsn": dict(T=100, predict="score", sampler="langevin", guidance=0.0),
+    "ncsn": dict(T=100, predict="score", sampler="langevin"),
 }
-# NCSN's ladder by the rules of Song & Ermon 2020, arXiv:2006.09011: sigma_1 is the largest distance between two digits, and the ratio of
-# 100 levels, 1.08, that at which half of a level's shell in 784 dimensions lies in the next's. sigma_L is 2019's 0.01 of a pixel's range.
-SIGMA_L, SIGMA_1, LANGEVIN_STEPS, LANGEVIN_STEP = 0.02, 33.0, 5, 0.22
+# NCSN's ladder by the rules of Song & Ermon 2020, arXiv:2006.09011: sigma_1 is the largest distance between two digits; the ratio of 100
+# levels, 1.08, that at which half of a level's shell in 784 dimensions lies in the next's; the step, a share of sigma^2, the one that keeps
+# the variance of a point best in 3 steps a level (half of it, or twice, draws worse digits). sigma_L is 2019's 0.01 of the range of x.
+SIGMA_L, SIGMA_1, LANGEVIN_STEPS, LANGEVIN_STEP = 0.02, 33.0, 3, 0.25
 FREE = ("digits", "sampler", "sampling_steps", "guidance", "samples", "seed", "gif", "backend", "smoke")
 
 DEMOS = Path(__file__).parent
@@ -274,7 +275,7 @@ class Report:
         return mnist.to_pixels(x_t / float(self.unit[t]))
 
     def start(self, n: int, rng: np.random.Generator) -> Array:
-        """n draws of x_T, which is noise."""
+        """n draws of x_T, which is noise: (n, 28, 28, 1)."""
         return float(self.unit[-1]) * self.xp.asarray(rng.standard_normal((n, 28, 28, 1), dtype=np.float32))
 
     def inpaint(self, params: Tree, rng: np.random.Generator) -> None:

@@ -318,7 +318,7 @@ def test_the_dynamics_of_digits_keep_the_variance_and_end_in_the_data():
     assert [step.t_prev for step in seen] == list(range(99, -1, -1))
     mean, var, x_0 = m + share * (mean - m), share**2 * var, seen[-1].x_prev
     assert abs(x_0.mean() - mean) < 5 * math.sqrt(var / n) and abs(x_0.var() / var - 1) < 5 * math.sqrt(2 / n)
-    assert mean == pytest.approx(m, abs=0.01) and var == pytest.approx(s**2, rel=0.15)
+    assert mean == pytest.approx(m, abs=0.01) and s**2 < var < 1.3 * s**2  # three steps a level leave a surplus of 26%
 
 
 def test_the_benchmark_prints_its_table_with_or_without_a_peer(tmp_path):
