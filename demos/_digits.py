@@ -48,7 +48,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {  # where their defaults are others
 }
 # NCSN's ladder by the rules of Song & Ermon 2020, arXiv:2006.09011: sigma_1 is the largest distance between two digits; the ratio of 100
 # levels, 1.08, that at which half of a level's shell in 784 dimensions lies in the next's; the step, a share of sigma^2, the one that keeps
-# the variance of a point best in 3 steps a level (half of it, or three times it, drew worse). sigma_L is 2019's 0.01 of the range of x.
+# the variance of a point best in 3 steps a level (at 5 steps half or thrice its rule drew worse). sigma_L is 2019's 0.01 of the range of x.
 SIGMA_L, SIGMA_1, LANGEVIN_STEPS, LANGEVIN_STEP = 0.02, 33.0, 3, 0.25
 FREE = ("digits", "sampler", "sampling_steps", "guidance", "samples", "seed", "gif", "backend", "smoke")
 
