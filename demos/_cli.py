@@ -106,10 +106,11 @@ def add_run_flags(parser: Parser, out: str) -> None:
     group.add_argument("--sample-only", action="store_true", help="no training: sample, judge and draw from the checkpoint in DIR")
 
 
-def add_sampling_flags(parser: Parser, sampler: str) -> Any:
+def add_sampling_flags(parser: Parser, sampler: str, samplers: tuple[str, ...] = ("ddpm", "ddim")) -> Any:
     """The flags of the way back; `sampler` is the default."""
     group = parser.add_argument_group("sampling")
-    group.add_argument("--sampler", type=one_of("ddpm", "ddim"), help=f"ddpm (all T steps) or ddim; default {sampler}")
+    words = f"{' or '.join(samplers)}, of which ddpm takes all T steps; default {sampler}"
+    group.add_argument("--sampler", type=one_of(*samplers), metavar="NAME", help=words)
     group.add_argument("--sampling-steps", type=whole(1, 100_000), metavar="N", help="steps of ddim, at most T; default 50")
     group.add_argument("--likelihood", action="store_true", help="also how likely the data are under the model, term by term")
     group.add_argument("--no-gif", dest="gif", action="store_false", default=None, help="no animation")

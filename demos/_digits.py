@@ -2,11 +2,13 @@
 
 import argparse
 import functools
+import itertools
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,15 +17,16 @@ import _cli
 import _draw
 import _judge
 import _likelihood
+import _score_unet
 from npdiff import __version__, likelihood, train
-from npdiff.backend import to_numpy
-from npdiff.forward import q_sample
+from npdiff.backend import Array, to_numpy
+from npdiff.forward import q_sample, score_from_eps, x_0_from_eps
 from npdiff.kit import checkpoint, classifier, digit_metrics, files, mnist, progress
 from npdiff.kit.errors import UserError
 from npdiff.kit.parallel import Workers, in_pieces
 from npdiff.nn import unet
 from npdiff.nn.params import Tree, flatten
-from npdiff.papers import improved_ddpm, posterior, vdm
+from npdiff.papers import improved_ddpm, ncsn, posterior, vdm
 from npdiff.reverse import predictor
 from npdiff.sampler import Predictor, Step
 from npdiff.schedule import Schedule, cosine, uniform_log_snr
@@ -38,7 +41,15 @@ PRESETS: dict[str, dict[str, Any]] = {  # by backend; minutes where neither they
     "numpy": dict(width=32, batch=64, minutes=12.0),
     "cupy": dict(width=64, batch=256, minutes=5.0),
 }
-BOUND: dict[str, Any] = dict(batch=32, width=32, label_dropout=1.0)  # for the bound: the network is told no class
+OBJECTIVES: dict[str, dict[str, Any]] = {  # where their defaults are others
+    "simple": {},
+    "bound": dict(batch=32, width=32, label_dropout=1.0),  # the network is told no class
+    "ncsn": dict(T=100, predict="score", sampler="langevin"),
+}
+# NCSN's ladder by the rules of Song & Ermon 2020, arXiv:2006.09011: sigma_1 is the largest distance between two digits; the ratio of 100
+# levels, 1.08, that at which half of a level's shell in 784 dimensions lies in the next's; the step, a share of sigma^2, the one that keeps
+# the variance of a point best in 3 steps a level (at 5 steps half or thrice its rule drew worse). sigma_L is 2019's 0.01 of the range of x.
+SIGMA_L, SIGMA_1, LANGEVIN_STEPS, LANGEVIN_STEP = 0.02, 33.0, 3, 0.25
 FREE = ("digits", "sampler", "sampling_steps", "guidance", "samples", "seed", "gif", "backend", "smoke")
 
 DEMOS = Path(__file__).parent
@@ -64,16 +75,16 @@ def flags(description: str | None) -> _cli.Parser:
     parser = _cli.Parser((description or "").split("\n")[0], EXAMPLES)
     group = parser.add_argument_group("data and process")
     group.add_argument("--data-dir", type=Path, metavar="DIR", help="folder of MNIST's four files; default: see $NPDIFF_DATA in README.md")
-    group.add_argument("--T", type=_cli.whole(1, 100_000), metavar="N", help="steps of the chain; default 1000")
+    group.add_argument("--T", type=_cli.whole(1, 100_000), metavar="N", help="steps of the chain; default 1000, of NCSN's ladder 100")
     group = parser.add_argument_group("training")
-    words = "simple: for looks; bound: for the likelihood, with a learned variance; default simple"
-    group.add_argument("--objective", type=_cli.one_of("simple", "bound"), metavar="NAME", help=words)
+    words = "simple: for looks; bound: for the likelihood, with a learned variance; ncsn: the score, on a ladder of levels; default simple"
+    group.add_argument("--objective", type=_cli.one_of(*OBJECTIVES), metavar="NAME", help=words)
     group.add_argument("--predict", type=_cli.one_of("eps", "v"), help="what the network puts out: eps or v; default v")
     group.add_argument("--minutes", type=_cli.number(0, 10_000), metavar="X", help="train for about so long; default 12, on a GPU 5")
     group.add_argument("--steps", type=_cli.whole(1), metavar="N", help="steps of Adam, in the place of minutes")
     group.add_argument("--batch", type=_cli.whole(1, 10**5), metavar="N", help="images a step; default 64, on a GPU 256")
     group.add_argument("--lr", type=_cli.number(0, 1), metavar="X", help="peak of the learning rate; default 0.004")
-    group = _cli.add_sampling_flags(parser, sampler="ddim")
+    group = _cli.add_sampling_flags(parser, sampler="ddim", samplers=("ddpm", "ddim", "langevin"))
     group.add_argument("--guidance", type=_cli.number(-1e-9, 100), metavar="W", help="(1 + W) eps_cond - W eps_uncond; default 0.35")
     group.add_argument("--digits", metavar="0123", help="the classes to draw; default all ten")
     group.add_argument("--samples", type=_cli.whole(1, 10**6), metavar="N", help="digits to draw; default 1000")
@@ -96,14 +107,28 @@ def parse(description: str | None, argv: list[str] | None = None) -> argparse.Na
         os.environ["CUPY_TF32"] = "1"  # read by CuPy when its first product is computed
     if args.weights and not args.sample_only:
         raise UserError("--weights: these are for --sample-only; training starts anew, or goes on with --resume")
-    defaults = {**DEFAULTS, **(BOUND if args.objective == "bound" else {})}
+    defaults = {**DEFAULTS, **OBJECTIVES[args.objective or "simple"]}
     args.settings = _cli.settings(args, defaults, SMOKE, FREE, kept_settings(args))
     for name, value in args.settings.items():
         setattr(args, name, value)
     if not args.digits or set(args.digits) - set("0123456789"):
         raise UserError(f"--digits {args.digits}: one or more of 0123456789 are needed")
-    _cli.check_sampling(args)
+    check_ncsn(args)
+    if args.sampler == "langevin":
+        args.sampling_steps = args.sampling_steps or LANGEVIN_STEPS
+    else:
+        _cli.check_sampling(args)
     return args
+
+
+def check_ncsn(args: argparse.Namespace) -> None:
+    """UserError for what needs NCSN and has another objective, or the other way round."""
+    if args.sampler == "langevin" and args.objective != "ncsn":
+        raise UserError("--sampler langevin: needs --objective ncsn; this network's chain has ddpm and ddim")
+    if args.objective == "ncsn" and args.predict != "score":
+        raise UserError(f"--predict {args.predict}: with --objective ncsn the network puts out the score; leave --predict out")
+    if args.objective == "ncsn" and args.likelihood:
+        raise UserError("--likelihood: Langevin dynamics have none; take --objective simple or bound")
 
 
 def kept_settings(args: argparse.Namespace) -> dict[str, Any] | None:
@@ -127,7 +152,10 @@ def read_weights(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
 
 def network(args: argparse.Namespace, xp: Any) -> tuple[Any, Schedule]:
     """The network, and the levels that it is trained on: for the bound down to almost no noise, where the last bits are decided."""
-    net, chain = (vdm, uniform_log_snr(args.T)) if args.objective == "bound" else (unet, cosine(args.T))
+    if args.objective == "ncsn":
+        net, chain = _score_unet, ncsn.ladder(args.T, SIGMA_L, SIGMA_1)
+    else:
+        net, chain = (vdm, uniform_log_snr(args.T)) if args.objective == "bound" else (unet, cosine(args.T))
     return net if xp is np or args.plain else replayed(net), chain
 
 
@@ -160,6 +188,21 @@ def draw_digits(digits: mnist.Digits, label_dropout: float) -> Callable[[int, np
     return sample
 
 
+def langevin(predict_eps: Predictor, x: Array, schedule: Schedule, rng: np.random.Generator, steps: int) -> Iterator[Any]:
+    """Annealed Langevin dynamics, one item a level as the other samplers have it; at the end the last noise is taken out.
+
+    That x + sigma^2 score is Algorithm 1, Song & Ermon 2020, arXiv:2006.09011; the paper of 2019 ends without it.
+    """
+
+    def score(x_t: Array, t: Any) -> Array:
+        return score_from_eps(x_t, t, predict_eps(x_t, t), schedule)
+
+    moves = ncsn.annealed_langevin(score, x, schedule, rng, LANGEVIN_STEP * SIGMA_L**2, steps)
+    for last in itertools.islice(moves, steps - 1, None, steps):  # of each level
+        x = last.x_next if last.t > 1 else x_0_from_eps(last.x_next, 1, predict_eps(last.x_next, 1), schedule)
+        yield SimpleNamespace(t=last.t, t_prev=last.t - 1, x_t=last.x_t, x_prev=x)
+
+
 class Report:
     """All that a run prints, draws and writes: opened before training, shown every step of the sampler, written at the end."""
 
@@ -170,14 +213,18 @@ class Report:
         self.started = time.monotonic()
         self.way_back: dict[int, np.ndarray] = {}  # ten digits at about forty t on the sampler's way
         self.metrics: dict[str, Any] = {"npdiff": __version__, "settings": args.settings, "backend": xp.__name__}
-        of = functools.partial(improved_ddpm.gradient, discretised=True) if args.objective == "bound" else train.gradient
+        self.unit = np.hypot(schedule.signal, schedule.noise)  # the deviation of x_t on data of unit variance; of a VP chain 1
+        of: Callable = functools.partial(improved_ddpm.gradient, discretised=True) if args.objective == "bound" else train.gradient
+        of = ncsn.gradient if args.objective == "ncsn" else of
         self.workers = Workers(args.threads, PIECE, of) if xp is np and not args.plain else None
         self.gradient = self.workers.gradient if self.workers else of
         self.importance = improved_ddpm.ImportanceSampler(args.T if args.objective == "bound" else 0)
         _cli.own_folder(args.out)
         print(digits.note)
         state = _judge.terminal_state(
-            lambda n, rng: mnist.to_model(digits.train_x[rng.integers(len(digits.train_x), size=n)]), schedule, rng
+            lambda n, rng: mnist.to_model(digits.train_x[rng.integers(len(digits.train_x), size=n)]),
+            Schedule(schedule.signal / self.unit, schedule.noise / self.unit),
+            rng,
         )
         self.metrics |= state
         words = f"predict {args.predict}, T {args.T}, width {args.width}, batch {args.batch}"
@@ -216,20 +263,31 @@ class Report:
     def predictor(self, params: Tree, label: np.ndarray, guidance: float | None = None) -> Predictor:
         """predict_eps(x_t, t) for digits of these labels, in pieces: for the workers, or for the memory."""
         w = self.args.guidance if guidance is None else guidance
-        how = params, self.schedule, self.args.predict
+        turned = self.args.objective == "ncsn"  # the network puts out sigma score = -eps_hat
+        how = params, self.schedule, "eps" if turned else self.args.predict
         if self.args.objective == "bound":
             return in_pieces(lambda label: improved_ddpm.predictor(self.net, *how), LARGEST_PIECE, label=label)
         if self.workers:
-            return self.workers.predictor(unet, *how, w, label=label)
-        return in_pieces(lambda label: predictor(self.net, *how, w, label=label), LARGEST_PIECE, label=label)
+            predict = self.workers.predictor(self.net, *how, w, label=label)
+        else:
+            predict = in_pieces(lambda label: predictor(self.net, *how, w, label=label), LARGEST_PIECE, label=label)
+        return (lambda x_t, t: -predict(x_t, t)) if turned else predict
 
     def see(self, step: Step) -> None:
         """Keep ten digits, one a class where all ten are drawn, at about forty t on the way back, for the pictures."""
         rows = np.linspace(0, len(step.x_t) - 1, 10).round().astype(int)
         if not self.way_back:
-            self.way_back[step.t] = mnist.to_pixels(step.x_t)[rows]
+            self.way_back[step.t] = self.pixels(step.x_t[rows], step.t)
         if step.t_prev <= min(self.way_back) - self.schedule.T / 40 or step.t_prev == 0:
-            self.way_back[step.t_prev] = mnist.to_pixels(step.x_prev)[rows]
+            self.way_back[step.t_prev] = self.pixels(step.x_prev[rows], step.t_prev)
+
+    def pixels(self, x_t: Array, t: int) -> np.ndarray:
+        """x_t as the network is shown it, of about unit variance, in pixels."""
+        return mnist.to_pixels(x_t / float(self.unit[t]))
+
+    def start(self, n: int, rng: np.random.Generator) -> Array:
+        """n draws of x_T, which is noise: (n, 28, 28, 1)."""
+        return float(self.unit[-1]) * self.xp.asarray(rng.standard_normal((n, 28, 28, 1), dtype=np.float32))
 
     def inpaint(self, params: Tree, rng: np.random.Generator) -> None:
         """A test digit of each class, half of it known, and three draws of the other half: papers/posterior.py."""
@@ -238,9 +296,9 @@ class Report:
         mask = np.zeros((1, 28, 28, 1), np.float32)
         mask[HALVES[self.args.inpaint]] = 1
         times, rows = 3, len(first)
-        known, x_T = np.tile(x_0, (times, 1, 1, 1)), rng.standard_normal((times * rows, 28, 28, 1), dtype=np.float32)
+        known, x_T = self.xp.asarray(np.tile(x_0, (times, 1, 1, 1))), self.start(times * rows, rng)
         predict_eps = self.predictor(params, np.tile(label, times))
-        steps = posterior.inpaint(predict_eps, self.xp.asarray(x_T), self.schedule, rng, self.xp.asarray(known), self.xp.asarray(mask))
+        steps = posterior.inpaint(predict_eps, x_T, self.schedule, rng, known, self.xp.asarray(mask))
         for step in progress.sampling(steps, times * rows, unit="digits"):
             drawn = step.x_prev
         pictures = [mnist.to_pixels(x_0), mnist.to_pixels(x_0 * mask - (1 - mask)), *np.split(mnist.to_pixels(drawn), times)]
@@ -324,7 +382,8 @@ class Report:
         ts = [0, *(max(1, round(T * share)) for share in (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0))]
         x_0 = mnist.to_model(self.digits.test_x[:1])
         noised = [q_sample(x_0, t, self.rng.standard_normal(x_0.shape, dtype=np.float32), self.schedule) if t else x_0 for t in ts]
-        _draw.strip(out / "dissolving.png", mnist.to_pixels(np.concatenate(noised)), [f"t={t}" for t in ts])
+        pictures = [self.pixels(x_t, t) for x_t, t in zip(noised, ts, strict=True)]
+        _draw.strip(out / "dissolving.png", np.concatenate(pictures), [f"t={t}" for t in ts])
 
         kept = list(self.way_back)
         rows = [min(kept, key=lambda t: abs(t - T * share)) for share in (1, 0.8, 0.6, 0.4, 0.3, 0.2, 0.1, 0.0)]

@@ -19,7 +19,7 @@ import numpy as np
 import _budget
 import _cli
 import _digits
-from npdiff.backend import select, standard_normal
+from npdiff.backend import select
 from npdiff.kit import checkpoint, mnist, parallel, progress
 from npdiff.nn.params import map_leaves
 from npdiff.sampler import ddim, ddpm
@@ -40,7 +40,6 @@ def main(args: argparse.Namespace) -> None:
     if args.resume or args.sample_only:
         report.load(state, training_rng)
     sample = _digits.draw_digits(digits, args.label_dropout)
-
     if args.steps is None:
         trial = start(state.params), sample, chain, copy.deepcopy(training_rng), 10**9, args.batch
         args.steps = _budget.steps_in(args.minutes, train(net, *trial, **report.recipe(trial=True)))
@@ -58,14 +57,15 @@ def main(args: argparse.Namespace) -> None:
         return report.inpaint(state.ema_params, sampling_rng)
     labels = report.labels()
     predict_eps = report.predictor(state.ema_params, labels)
-    x_T = standard_normal(sampling_rng, (args.samples, 28, 28, 1), like=state.theta)
-    if args.sampler == "ddpm":
+    x_T = report.start(args.samples, sampling_rng)
+    if args.sampler == "langevin":
+        way_back = _digits.langevin(predict_eps, x_T, chain, sampling_rng, args.sampling_steps)
+    elif args.sampler == "ddpm":
         way_back = ddpm(predict_eps, x_T, chain, sampling_rng)
     else:
         way_back = ddim(predict_eps, x_T, chain, args.sampling_steps)
     for step in progress.sampling(way_back, args.samples, unit="digits"):
         report.see(step)
-
     report.write(state.ema_params, step.x_prev, labels)
 
 

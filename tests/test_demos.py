@@ -1,6 +1,7 @@
 """The demos as a user runs them: from a shell, stopped, killed, resumed, and given what they cannot use."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -11,8 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import _digits
+import _score_unet
+from npdiff import exact
 from npdiff.kit import checkpoint
+from npdiff.kit.gradcheck import check_pair, directional_error
 from npdiff.nn import mlp
+from npdiff.nn.params import pack, unflatten
+from npdiff.papers import ncsn
 from npdiff.reverse import predictor
 from npdiff.sampler import ddim
 from npdiff.schedule import linear
@@ -205,6 +212,7 @@ def test_mnist_smoke_run_with_the_shipped_digits_resumes_and_samples_from_shippe
 
 
 BAD_FOR_DIGITS = ["--digits 3x", "--guidance -1", "--minutes 0", "--weights no.npz", "--data-dir no", "--weights no.npz --sample-only"]
+BAD_FOR_DIGITS += ["--sampler langevin", "--objective ncsn --predict v", "--objective ncsn --likelihood", "--sample-only --objective ncsn"]
 
 
 @pytest.mark.parametrize("flags", [flags.split() for flags in BAD_FOR_DIGITS], ids=" ".join)
@@ -260,6 +268,57 @@ def test_the_other_half_of_digits_is_drawn(tmp_path):
         and (drawn["x"][:2] != drawn["x"][2:4]).any()
     )
     assert (tmp_path / "o" / "samples.npz").read_bytes() == before
+
+
+def test_ncsn_learns_digits_resumes_to_the_same_numbers_and_has_every_way_back(tmp_path):
+    flags = ["--objective", "ncsn", "--smoke", "--steps", 60, "--threads", 1, "--no-gif"]
+    done = run(*flags, "--out", "whole", cwd=tmp_path, demo="mnist")
+    assert done.returncode == 0 and done.stderr == "" and "by langevin, 3 steps" in done.stdout, done.stderr
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
+    process = subprocess.Popen(command(*flags, "--out", "cut", demo="mnist"), cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
+    while not (tmp_path / "cut" / "checkpoint.npz").exists():
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "cut" / "metrics.json").exists()
+    assert run("--resume", "--out", "cut", cwd=tmp_path, demo="mnist").returncode == 0
+    assert same(tmp_path / "whole", tmp_path / "cut")
+    for way_back in (["--sampler", "ddim", "--guidance", 1], ["--inpaint", "left"]):
+        done = run("--sample-only", "--weights", "whole/weights.npz", *way_back, "--out", "o", cwd=tmp_path, demo="mnist")
+        assert done.returncode == 0 and done.stderr == "", done.stderr
+
+
+def test_the_score_network_has_the_right_gradients_and_starts_as_the_score_of_a_standard_normal():
+    rng, chain = np.random.default_rng(0), ncsn.ladder(5, 0.1, 5.0)
+    theta, like = pack(_score_unet.init(rng, width=8))
+    x_t, t, label = rng.standard_normal((3, 8, 8, 1)), np.array([1, 3, 5]), np.array([3, 0, 10])
+    score = ncsn.score_of(_score_unet, unflatten(theta.astype(np.float64), like), chain, label=label)(x_t, t)
+    np.testing.assert_allclose(score, -x_t / (1 + chain.noise[t].reshape(-1, 1, 1, 1) ** 2), rtol=1e-9)  # of N(0, 1 + sigma^2)
+
+    theta = theta + 0.1 * rng.standard_normal(theta.size)
+    both = lambda theta: ncsn.gradient(_score_unet, unflatten(theta, like), x_t, t, np.ones_like(x_t), chain, label=label)  # noqa: E731
+    assert directional_error(lambda theta: both(theta)[0], theta, both(theta)[1], rng) < 1e-6
+    params, level = unflatten(theta, like), chain.level[t]
+    forward = lambda x: _score_unet.forward(params, x, level, label)  # noqa: E731
+    assert check_pair(forward, lambda grad, cache: (_score_unet.backward(params, cache, grad)[0], {}), x_t, rng)["x"] < 1e-6
+
+
+def test_the_dynamics_of_digits_keep_the_variance_and_end_in_the_data():
+    """On N(m, s^2) a step multiplies the deviation from m by 1 - step / 2v, v = s^2 + sigma^2, and adds the variance `step`."""
+    m, s, n, steps = 0.7, 0.5, 50_000, _digits.LANGEVIN_STEPS
+    chain, rng = ncsn.ladder(100, _digits.SIGMA_L, _digits.SIGMA_1), np.random.default_rng(0)
+    mean, var = 0.0, chain.noise[-1] ** 2
+    for sigma in chain.noise[:0:-1]:
+        for _ in range(steps):
+            step, v = _digits.LANGEVIN_STEP * sigma**2, s**2 + sigma**2
+            mean, var = m + (1 - step / (2 * v)) * (mean - m), (1 - step / (2 * v)) ** 2 * var + step
+    share = s**2 / v  # of the last denoising, x_0_hat = m + share (x - m)
+    x = chain.noise[-1] * rng.standard_normal((n, 1))
+    seen = list(_digits.langevin(exact.Gaussian([m], [[s**2]]).predictor(chain), x, chain, rng, steps))
+    assert [step.t_prev for step in seen] == list(range(99, -1, -1))
+    mean, var, x_0 = m + share * (mean - m), share**2 * var, seen[-1].x_prev
+    assert abs(x_0.mean() - mean) < 5 * math.sqrt(var / n) and abs(x_0.var() / var - 1) < 5 * math.sqrt(2 / n)
+    assert mean == pytest.approx(m, abs=0.01) and s**2 < var < 1.3 * s**2  # three steps a level leave a surplus of 26%
 
 
 def test_the_benchmark_prints_its_table_with_or_without_a_peer(tmp_path):
