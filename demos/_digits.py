@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 
+import _classifier
 import _cli
+import _digit_metrics
 import _draw
 import _judge
 import _likelihood
@@ -21,7 +23,7 @@ import _score_unet
 from npdiff import __version__, likelihood, train
 from npdiff.backend import Array, to_numpy
 from npdiff.forward import q_sample, score_from_eps, x_0_from_eps
-from npdiff.kit import checkpoint, classifier, digit_metrics, files, mnist, progress
+from npdiff.kit import checkpoint, files, mnist, progress
 from npdiff.kit.errors import UserError
 from npdiff.kit.parallel import Workers, in_pieces
 from npdiff.nn import unet
@@ -258,7 +260,7 @@ class Report:
 
     def labels(self) -> np.ndarray:
         """The classes to draw, in the training set's proportions."""
-        return digit_metrics.labels_in_proportion(self.digits.train_label, self.args.samples, map(int, self.args.digits))
+        return _digit_metrics.labels_in_proportion(self.digits.train_label, self.args.samples, map(int, self.args.digits))
 
     def predictor(self, params: Tree, label: np.ndarray, guidance: float | None = None) -> Predictor:
         """predict_eps(x_t, t) for digits of these labels, in pieces: for the workers, or for the memory."""
@@ -347,7 +349,7 @@ class Report:
     def _judge_samples(self, x: np.ndarray, labels: np.ndarray) -> None:
         if len(x) < 2:
             return
-        judging = classifier.load_or_train(self.digits, mnist.cache_folder(), 5 if self.args.smoke else classifier.STEPS, xp=self.xp)
+        judging = _classifier.load_or_train(self.digits, mnist.cache_folder(), 5 if self.args.smoke else _classifier.STEPS, xp=self.xp)
         q = quality(x, labels, judging, self.digits, self.rng)
         self.metrics |= q
         print(f"the classifier that judges finds {q['class_agreement_real']:.2%} of the test digits")
@@ -395,7 +397,7 @@ class Report:
         fewest = min(map(len, shown))
         _draw.grid(out / "samples.png", x[np.concatenate([rows[:fewest] for rows in shown])], fewest)
         some = np.linspace(0, len(x) - 1, min(10, len(x))).round().astype(int)
-        nearest = self.digits.train_x[digit_metrics.nearest(x[some], self.digits.train_x)[1]]
+        nearest = self.digits.train_x[_digit_metrics.nearest(x[some], self.digits.train_x)[1]]
         _draw.grid(out / "nearest.png", np.concatenate([x[some], nearest]), len(some), row_labels=["drawn", "nearest in training"])
         _draw.loss_over_t(out / "loss_over_t.png", np.array([r["t"] for r in curve]), np.array([r["loss"] for r in curve]))
 
@@ -411,18 +413,18 @@ def quality(x: np.ndarray, label: np.ndarray, judging: Tree, digits: mnist.Digit
     """
     of_train, of_test = np.isin(digits.train_label, label), np.isin(digits.test_label, label)
     train_x, test_x, train_label = digits.train_x[of_train], digits.test_x[of_test], digits.train_label[of_train]
-    features = [classifier.features(judging, images) for images in (train_x, test_x, x)]
+    features = [_classifier.features(judging, images) for images in (train_x, test_x, x)]
     unit = np.sqrt(features[0].var(axis=0).mean())
     of_training, of_test_set, of_drawn = (of_images / unit for of_images in features)
-    floor, floor_std = digit_metrics.frechet_floor(of_training, train_label, of_test_set, label, rng)
-    found, some = classifier.predicted(judging, x), rng.permutation(len(test_x))[: len(x)]
+    floor, floor_std = _digit_metrics.frechet_floor(of_training, train_label, of_test_set, label, rng)
+    found, some = _classifier.predicted(judging, x), rng.permutation(len(test_x))[: len(x)]
     return {
-        "frechet_distance": digit_metrics.frechet(of_drawn, of_test_set),
+        "frechet_distance": _digit_metrics.frechet(of_drawn, of_test_set),
         "frechet_distance_real": floor,
         "frechet_distance_real_std": floor_std,
         "class_agreement": float((found == label).mean()),
-        "class_agreement_real": float((classifier.predicted(judging, test_x) == digits.test_label[of_test]).mean()),
-        "class_histogram_error": digit_metrics.histogram_error(found, train_label),
-        "nearest_distance": float(digit_metrics.nearest(x, train_x)[0].mean()),
-        "nearest_distance_real": float(digit_metrics.nearest(test_x[some], train_x)[0].mean()),
+        "class_agreement_real": float((_classifier.predicted(judging, test_x) == digits.test_label[of_test]).mean()),
+        "class_histogram_error": _digit_metrics.histogram_error(found, train_label),
+        "nearest_distance": float(_digit_metrics.nearest(x, train_x)[0].mean()),
+        "nearest_distance_real": float(_digit_metrics.nearest(test_x[some], train_x)[0].mean()),
     }

@@ -9,8 +9,8 @@ from conftest import EPS, EPS_32, seeds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from npdiff.kit import classifier
-from npdiff.kit import digit_metrics as metrics
+import _classifier as classifier
+import _digit_metrics as metrics
 from npdiff.kit.gradcheck import check_pair, directional_error
 from npdiff.kit.mnist import Digits
 from npdiff.nn.params import flatten, leaves, map_leaves, pack

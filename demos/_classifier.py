@@ -2,7 +2,7 @@
 
     init(rng) -> params;    forward(params, x) -> z, cache;    backward(params, cache, grad_z) -> grad_x, grads
 
-Its last hidden layer gives the features of npdiff/kit/digit_metrics.py. Like the U-Net it looks at 2 x 2 pixels as one.
+Its last hidden layer gives the features of demos/_digit_metrics.py. Like the U-Net it looks at 2 x 2 pixels as one.
 """
 
 import hashlib

@@ -1,6 +1,6 @@
 """How good are drawn digits? Figures that mean something beside those of real digits in their place.
 
-A set of images is x of shape (N, 28, 28), uint8; features are those of npdiff/kit/classifier.py.
+A set of images is x of shape (N, 28, 28), uint8; features are those of demos/_classifier.py.
 """
 
 from collections.abc import Iterable
