@@ -60,12 +60,11 @@ def mean_loss(predict_eps: Predictor, data: Points, schedule: Schedule, n: int, 
     return average(list(losses(predict_eps, data, schedule, evenly(schedule.T, n), rng, xp)))
 
 
-def irreducible_loss(data: Points, schedule: Schedule, n: int, rng: np.random.Generator) -> float | None:
-    """The loss of a perfect network averaged over t, by n points; None where the data have no closed form."""
+def irreducible_loss(data: Points, schedule: Schedule, t: np.ndarray, rng: np.random.Generator) -> float | None:
+    """The loss of a perfect network averaged over t (n,), in rising order, a point each; None where the data have no closed form."""
     if data.exact is None:
         return None
-    t = evenly(schedule.T, n)
-    x_0 = data.fresh(n, rng)
+    n, x_0 = len(t), data.fresh(len(t), rng)
     x_t = q_sample(x_0, t, rng.standard_normal(x_0.shape, dtype=np.float32), schedule)
     pieces = [data.exact.irreducible_loss(x_t[i : i + PIECE], t[i : i + PIECE], schedule) for i in range(0, n, PIECE)]
     return float(np.concatenate(pieces).mean())

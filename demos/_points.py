@@ -23,18 +23,21 @@ from npdiff.papers import edm, score_sde
 from npdiff.reverse import PREDICT, p_mean_from_eps
 from npdiff.sampler import Predictor, Step
 from npdiff.schedule import Schedule
+from npdiff.train import early, uniform
 
 DEFAULTS: dict[str, Any] = dict(
-    data="swiss_roll", schedule="linear", T=1000, predict="eps", steps=12_000, batch=1024, lr=8e-3,
+    data="swiss_roll", schedule="linear", T=1000, predict="eps", draw_t="early", steps=12_000, batch=1024, lr=8e-3,
     sampler="ddpm", sampling_steps=None, samples=5000, seed=0, backend="auto", gif=True, points=4000, digest="",
 )  # fmt: skip
 SMOKE: dict[str, Any] = dict(T=20, steps=20, batch=32, samples=64, points=64)
 FREE = ("sampler", "sampling_steps", "samples", "gif", "backend")  # may differ from a checkpoint's: they change nothing of training
 
+DRAW_T = {"early": early, "uniform": uniform}
 DRAWN = 3000  # points in a panel
 
 EXAMPLES = """\
-  python demos/swiss_roll.py                                      DDPM as published, on the roll
+  python demos/swiss_roll.py                                      DDPM on the roll, the small t drawn more often
+  python demos/swiss_roll.py --draw-t uniform                     with t as published
   python demos/swiss_roll.py --schedule cosine --predict v        another schedule, another output
   python demos/swiss_roll.py --data points.csv --out out/mine     points of your own, two numbers a line
   python demos/swiss_roll.py --resume                             go on with a run that was stopped
@@ -49,6 +52,7 @@ def flags(description: str | None) -> _cli.Parser:
     group.add_argument("--T", type=_cli.whole(1, 100_000), metavar="N", help="steps of the chain; default 1000")
     group = parser.add_argument_group("training")
     group.add_argument("--predict", type=_cli.one_of(*PREDICT), help="what the network puts out: eps, x_0 or v; default eps")
+    group.add_argument("--draw-t", type=_cli.one_of(*DRAW_T), help="t of training: early (small t more often) or uniform; default early")
     group.add_argument("--steps", type=_cli.whole(1), metavar="N", help="steps of Adam; default 12000")
     group.add_argument("--batch", type=_cli.whole(1, 10**5), metavar="N", help="points a step; default 1024")
     group.add_argument("--lr", type=_cli.number(0, 1), metavar="X", help="peak of the learning rate; default 0.008")
@@ -89,7 +93,8 @@ class Report:
         words = f"predict {args.predict}, schedule {args.schedule}, T {args.T}; {xp.__name__}, seed {args.seed}"
         print(f"{data.name}: {words}; writes to {args.out}")
         self._terminal_state()
-        self.floor = _judge.irreducible_loss(data, schedule, 5 * args.points, rng)
+        self.draw_t = DRAW_T[args.draw_t]
+        self.floor = _judge.irreducible_loss(data, schedule, np.sort(self.draw_t(5 * args.points, schedule.T, rng)), rng)
 
     def _terminal_state(self) -> None:
         state = _judge.terminal_state(self.data.fresh, self.schedule, self.rng)

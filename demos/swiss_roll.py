@@ -2,7 +2,8 @@
 
     python demos/swiss_roll.py
 
-The default is DDPM as published: the network predicts eps, beta rises linearly, T = 1000. demos/first_steps.py does the same flat.
+The default is DDPM: the network predicts eps, beta rises linearly, T = 1000; but training draws the small t more often, and
+--draw-t uniform is as published. demos/first_steps.py does that flat.
 """
 
 import argparse
@@ -37,7 +38,7 @@ def main(args: argparse.Namespace) -> None:
     state = start(map_leaves(xp.asarray, mlp.init(training_rng)))
     if args.resume or args.sample_only:
         checkpoint.load(args.checkpoint, state, training_rng)
-    steps = train(mlp, state, points.sample, chain, training_rng, args.steps, args.batch, args.predict, lr=args.lr)
+    steps = train(mlp, state, points.sample, chain, training_rng, args.steps, args.batch, args.predict, lr=args.lr, draw_t=report.draw_t)
     if not args.sample_only:
         steps = checkpoint.keep(steps, args.checkpoint, state, training_rng, args.settings)
         for _ in progress.training(steps, state.step, args.steps, args.batch, report.floor):

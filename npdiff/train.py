@@ -91,6 +91,14 @@ def uniform(batch: int, T: int, rng: np.random.Generator) -> np.ndarray:
     return rng.integers(1, T + 1, size=batch)
 
 
+def early(batch: int, T: int, rng: np.random.Generator) -> np.ndarray:
+    """t = ceil(T u^2), u uniform on (0, 1]: P(t <= k) = sqrt(k / T), so the small t, where the bound is made, come more often.
+
+    No weight takes that back: it is L_simple with t weighed by its probability, about 1 / (2 sqrt(t T)).
+    """
+    return np.ceil(T * (1 - rng.random(batch)) ** 2).astype(np.int64)
+
+
 def train(
     net: Any,
     state: State,

@@ -27,7 +27,8 @@ def test_t_is_spread_evenly_and_from_end_to_end():
 def test_the_mean_of_the_irreducible_loss_is_that_of_all_t():
     # 0.23597 for the roll and the linear schedule. The loss given x_t has a standard deviation below 0.35 over x_t and t.
     error = 5 * 0.35 / np.sqrt(20_000)
-    assert _judge.irreducible_loss(ROLL, CHAIN, 20_000, np.random.default_rng(0)) == pytest.approx(0.23597, abs=error)
+    t = _judge.evenly(CHAIN.T, 20_000)
+    assert _judge.irreducible_loss(ROLL, CHAIN, t, np.random.default_rng(0)) == pytest.approx(0.23597, abs=error)
 
 
 def test_the_exact_predictor_has_no_excess_and_the_irreducible_loss():

@@ -15,7 +15,7 @@ from npdiff.nn import mlp
 from npdiff.nn.params import flatten, leaves, unflatten
 from npdiff.reverse import network_input
 from npdiff.schedule import linear
-from npdiff.train import TrainStep, gradient, start, train
+from npdiff.train import TrainStep, early, gradient, start, train
 
 SCHEDULE = linear(50, 2e-3, 0.25)
 DATA = Gaussian([0.0, 0.0], [[0.25, 0.0], [0.0, 0.25]])
@@ -217,3 +217,13 @@ def test_300_steps_on_a_gaussian_come_near_the_irreducible_loss(predict):
     for params in (state.params, state.ema_params):
         excess = ((mlp.forward(params, x, level)[0] - out_star) ** 2).mean()
         assert excess < best_line / 2, (excess, best_line)
+
+
+@pytest.mark.parametrize("T", [1, 7, 1000])
+def test_early_draws_t_up_to_k_with_the_probability_sqrt_k_over_T(T):
+    n = 100_000
+    t = early(n, T, np.random.default_rng(0))
+    assert t.dtype.kind == "i" and t.min() >= 1 and t.max() <= T
+    for k in sorted({1, (T + 3) // 4, (T + 1) // 2, T}):
+        p = np.sqrt(k / T)
+        assert abs((t <= k).mean() - p) <= 5 * np.sqrt(p * (1 - p) / n) + 1e-12  # 5 standard errors: false alarm 6e-7 a check
