@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from _data import Draw, Points
 from npdiff.backend import to_numpy
 from npdiff.exact import SwissRoll
 from npdiff.forward import prior_kl, q_sample
-from npdiff.kit.data import Draw, Points
 from npdiff.kit.metrics import distance_to_curve, energy_distance, real_against_real
 from npdiff.sampler import Predictor
 from npdiff.schedule import Schedule

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 
 import _judge
+from _data import Points
 from npdiff import exact, likelihood, normal
 from npdiff.backend import to_numpy
 from npdiff.forward import prior_kl, q_sample
-from npdiff.kit.data import Points
 from npdiff.kit.parallel import cut
 from npdiff.normal import BITS
 from npdiff.papers import score_sde

@@ -11,11 +11,11 @@ import _cli
 import _draw
 import _judge
 import _likelihood
+from _data import NAMES, Points
 from npdiff import __version__
 from npdiff.backend import to_numpy
 from npdiff.forward import q_sample, score_from_eps
 from npdiff.kit import checkpoint, files, progress
-from npdiff.kit.data import NAMES, Points
 from npdiff.kit.errors import UserError
 from npdiff.nn import mlp
 from npdiff.nn.params import Tree

@@ -15,10 +15,11 @@ for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):  # p
 import numpy as np
 
 import _cli
+import _data
 import _points
 from npdiff import schedule
 from npdiff.backend import select, standard_normal
-from npdiff.kit import checkpoint, data, parallel, progress
+from npdiff.kit import checkpoint, parallel, progress
 from npdiff.nn import mlp
 from npdiff.nn.params import map_leaves
 from npdiff.reverse import predictor
@@ -29,7 +30,7 @@ from npdiff.train import start, train
 def main(args: argparse.Namespace) -> None:
     parallel.keep_freed_memory()
     xp = select(args.backend)
-    points = data.points(args.data, args.digest)
+    points = _data.points(args.data, args.digest)
     chain = schedule.linear(args.T) if args.schedule == "linear" else schedule.cosine(args.T)
     training_rng, sampling_rng, judging_rng = (np.random.default_rng([args.seed, i]) for i in range(3))
     report = _points.Report(args, points, chain, judging_rng, xp)

@@ -109,10 +109,12 @@ def test_an_error_without_a_text_is_named():
 
 
 def test_importing_the_package_does_not_import_cupy():
+    """But for the two files that are for CuPy alone, and are imported where it was chosen."""
     code = (
         "import pkgutil, sys, npdiff\n"
         "for module in pkgutil.walk_packages(npdiff.__path__, 'npdiff.'):\n"
-        "    __import__(module.name)\n"
+        "    if module.name not in ('npdiff.nn.cuda', 'npdiff.kit.replay'):\n"
+        "        __import__(module.name)\n"
         "assert 'cupy' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from npdiff.kit import data
+import _data as data
 from npdiff.kit.errors import UserError
 
 

@@ -5,12 +5,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+import _data as data
 import _draw
 import _judge
 import _points
 from npdiff.exact import Gaussian, SwissRoll
 from npdiff.forward import score_from_eps
-from npdiff.kit import data
 from npdiff.sampler import ddim
 from npdiff.schedule import linear
 
