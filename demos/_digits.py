@@ -162,12 +162,12 @@ def network(args: argparse.Namespace, xp: Any) -> tuple[Any, Schedule]:
 
 
 def replayed(net: Any) -> Any:
-    """The network with its ops in few kernels, and recorded as graphs: on a GPU."""
+    """The network with its ops in few kernels and, where they can be, recorded as graphs: on a GPU."""
     from npdiff.kit import replay  # these two import CuPy
     from npdiff.nn import cuda
 
     cuda.put_into(unet)
-    return replay.Replayed(net)
+    return replay.Replayed(net) if cuda.recordable() else net
 
 
 def preset(args: argparse.Namespace, xp: Any) -> None:

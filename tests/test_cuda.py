@@ -142,11 +142,9 @@ def test_the_fast_u_net_is_the_u_net(fast_unet, label):
 
 @pytest.fixture
 def graphs():
-    """Skips the test where CuPy's kernels run on something that is no GPU and records no graph."""
-    try:
-        cupy.cuda.runtime.getDeviceProperties(0)
-    except cupy.cuda.runtime.CUDARuntimeError as error:
-        pytest.skip(f"no graphs here: {error}")
+    """Skips the test where no graph can be recorded, as where CuPy's kernels run on something that is no GPU."""
+    if not cuda.recordable():
+        pytest.skip("no graphs can be recorded here")
 
 
 def test_a_replayed_net_is_the_net_for_new_inputs_and_new_parameters(fast_unet, graphs):
@@ -162,15 +160,15 @@ def test_a_replayed_net_is_the_net_for_new_inputs_and_new_parameters(fast_unet, 
         for leaf in leaves(params):
             leaf *= 1.01
     assert len(net.recordings) == 1
-    assert len(passes(net, small_unet(5), 0)) == 3 and len(net.recordings) == 1  # other parameters are not recorded at once
+    other = small_unet(5)
+    a, b = (to_numpy(passes(each, other, 0)["out"]) for each in (net, fast_unet))
+    assert np.linalg.norm(a - b) < 2e-5 * np.linalg.norm(b) and len(net.recordings) == 2
 
 
 def test_a_cache_that_was_overwritten_is_refused(fast_unet, graphs):
     params = small_unet()
     cuda.put_into(fast_unet)
     net, x, level = replay.Replayed(fast_unet), values(0, 2, 8, 8, 1, dtype="float32"), values(1, 2, dtype="float32")
-    for _ in range(replay.PLAIN):
-        net.forward(params, x, level)
     (_, first), (out, second) = net.forward(params, x, level), net.forward(params, x, level)
     with pytest.raises(RuntimeError, match="overwritten"):
         net.backward(params, first, out)

@@ -2,13 +2,12 @@
 
     net = Replayed(unet)      net.forward and net.backward, as unet has them
 
-What is called the third time with arrays of the same shape is recorded: the inputs get arrays of their own, `net.forward` is run once
-more while the device only writes down what it is asked for, and `backward` likewise. From then on a call copies its inputs there and
-starts the graph; and while the device works, the host draws the noise of the next step. The gradients stand where they are until the next
-call, the output of forward is a copy. The memory of a recording is its own, and stays taken.
+At the first call with arrays of a new shape, or with other parameters, the inputs get arrays of their own, and `net.forward` is run once
+more while the device only writes down what it is asked for; `backward` likewise. A call then copies its inputs there and starts the graph;
+and while the device works, the host draws the noise of the next step. The gradients stand where they are until the next call, the output
+of forward is a copy. A recording has memory of its own, which stays taken until newer ones take its place.
 """
 
-import collections
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +18,8 @@ from npdiff.backend import Array
 from npdiff.nn.ops import Cache
 from npdiff.nn.params import Tree, leaves
 
-PLAIN = 2  # calls of a shape before it is recorded
+
+KEPT = 4  # recordings: of a training step, and of what is drawn and judged after it
 
 
 class Replayed:
@@ -27,24 +27,21 @@ class Replayed:
 
     def __init__(self, net: Any) -> None:
         self.net, self.init = net, net.init
-        self.calls: collections.Counter = collections.Counter()
         self.recordings: dict[tuple, Recording] = {}
 
     def forward(self, params: Tree, x: Array, level: Array, label: np.ndarray | None = None) -> tuple[Array, Cache]:
         """As net.forward; the cache belongs to the last call with this shape."""
         key = leaves(params)[0].data.ptr, x.shape, x.dtype.char
-        self.calls[key] += 1
-        if self.calls[key] <= PLAIN:
-            return self.net.forward(params, x, level, label)
         if key not in self.recordings:
+            if len(self.recordings) == KEPT:
+                del self.recordings[next(iter(self.recordings))]
             self.recordings[key] = Recording(self.net, params, x, level)
         return self.recordings[key].forward(x, level, label)
 
     def backward(self, params: Tree, cache: Cache, grad_out: Array) -> tuple[Array, Tree]:
         """As net.backward. RuntimeError for a cache that a later call of forward has replaced."""
-        if isinstance(cache[0], Recording):
-            return cache[0].backward(cache[1], grad_out)
-        return self.net.backward(params, cache, grad_out)
+        recording, call = cache
+        return recording.backward(call, grad_out)
 
 
 class Recording:
@@ -52,14 +49,13 @@ class Recording:
 
     def __init__(self, net: Any, params: Tree, x: Array, level: Array) -> None:
         self.net, self.params, self.calls = net, params, 0
-        self.grad_out: Any
-        self.replay_backward: Any
-        self.found: Any
         self.stream, self.memory = cupy.cuda.Stream(non_blocking=True), cupy.cuda.MemoryPool()
         self.no_class = len(params["embedding"]["lookup"]["table"]) - 1
         self.x, self.level, self.label = x.copy(), level.copy(), cupy.full(len(x), self.no_class)
         self.replay_forward, (self.out, self.cache) = self.record(lambda: net.forward(params, self.x, self.level, self.label))
-        self.grad_out, self.replay_backward, self.found = None, None, None
+        self.grad_out: Any = None
+        self.replay_backward: Any = None
+        self.found: Any = None
 
     def record(self, function: Callable[[], Any]) -> tuple[Any, Any]:
         """The graph of what function() asks of the device, and the arrays that it returns; these are filled by graph.launch()."""

@@ -164,6 +164,16 @@ def product(a: Array, b: Array) -> Array:  # a (M, K), b (K, N) -> (M, N)
     return gemm(a, b) if cupy.cuda.get_current_stream().is_capturing() else a @ b
 
 
+def recordable() -> bool:
+    """Whether graphs can be recorded here: there is a GPU, and cuBLAS is found by its name."""
+    try:
+        cupy.cuda.runtime.getDeviceProperties(0)
+        cublas()
+    except (OSError, cupy.cuda.runtime.CUDARuntimeError):
+        return False
+    return True
+
+
 @functools.cache
 def cublas() -> tuple[Any, Array]:
     """The library that CuPy has loaded, and 32 MiB for it to work in. OSError where it is not found by this name."""
