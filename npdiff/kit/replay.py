@@ -18,7 +18,6 @@ from npdiff.backend import Array
 from npdiff.nn.ops import Cache
 from npdiff.nn.params import Tree, leaves
 
-
 KEPT = 4  # recordings: of a training step, and of what is drawn and judged after it
 
 
