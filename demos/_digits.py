@@ -251,6 +251,8 @@ class Report:
         if self.args.objective != "bound":
             return dict(how, weight="target", gradient=self.gradient)
         importance = improved_ddpm.ImportanceSampler(self.args.T) if trial else self.importance
+        if trial:  # as later in training, t = 1 is drawn often: its decoder takes time
+            importance.last[1:] = 1 / np.arange(1, self.args.T + 1)[:, None]
         return dict(how, weight="vlb", draw_t=importance.draw, gradient=importance.gradient(self.gradient))
 
     def say_steps(self) -> None:
