@@ -270,12 +270,16 @@ class Report:
         turned = self.args.objective == "ncsn"  # the network puts out sigma score = -eps_hat
         how = params, self.schedule, "eps" if turned else self.args.predict
         if self.args.objective == "bound":
-            return in_pieces(lambda label: improved_ddpm.predictor(self.net, *how), LARGEST_PIECE, label=label)
+            return in_pieces(lambda label: improved_ddpm.predictor(self.forward_net(), *how), LARGEST_PIECE, label=label)
         if self.workers:
             predict = self.workers.predictor(self.net, *how, w, label=label)
         else:
             predict = in_pieces(lambda label: predictor(self.net, *how, w, label=label), LARGEST_PIECE, label=label)
         return (lambda x_t, t: -predict(x_t, t)) if turned else predict
+
+    def forward_net(self) -> Any:
+        """The network for forward passes alone, shared among the workers where there are any."""
+        return self.workers.forward(self.net) if self.workers else self.net
 
     def see(self, step: Step) -> None:
         """Keep ten digits, one a class where all ten are drawn, at about forty t on the way back, for the pictures."""
@@ -370,7 +374,7 @@ class Report:
         pilot = mnist.to_model(self.digits.train_x[self.rng.integers(len(self.digits.train_x), size=4 if smoke else 50)])
         how = params, self.schedule, self.args.predict
         if self.args.objective == "bound":
-            reverses = {"the learned variance": improved_ddpm.reverse(self.net, *how)}
+            reverses = {"the learned variance": improved_ddpm.reverse(self.forward_net(), *how)}
         else:
             predict_eps = self.workers.predictor(unet, *how) if self.workers else predictor(self.net, *how)
             fixed = _likelihood.variances(_likelihood.loss_over_t(predict_eps, pilot, self.schedule, self.rng, self.xp), self.schedule)

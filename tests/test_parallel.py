@@ -68,6 +68,15 @@ def test_float64_stays_float64(two):
     assert grad.dtype == np.float64 and np.linalg.norm(grad - plain) < 1e-12 * np.linalg.norm(plain)
 
 
+def test_a_forward_pass_is_shared_row_by_row(two):
+    params, x, _, _, label = batch(7)
+    level = np.linspace(-2, 2, 7, dtype=np.float32)
+    for told in None, label:
+        out, cache = two.forward(unet).forward(params, x, level, told)
+        assert cache is None
+        np.testing.assert_allclose(out, unet.forward(params, x, level, told)[0], atol=1e-4)
+
+
 def test_a_predictor_in_pieces_gives_each_row_its_own_t_and_label(two):
     params, x_t, t, _, label = batch(11)
     whole = predictor(unet, params, CHAIN, "v", guidance=0.5, label=label)

@@ -14,6 +14,7 @@ import multiprocessing
 import signal
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -54,9 +55,9 @@ def rows_of(value: Any, rows: slice) -> Any:
 class Workers:
     """`count` processes that share theta and take a batch's pieces of `size` rows in turn. They end with this process.
 
-    `Workers(2, 16).gradient` takes the place of `train.gradient`, or of another function of that kind that is given, and
-    `Workers(2, 16).predictor` that of `reverse.predictor`. A script that makes one needs `if __name__ == "__main__":`, since every worker
-    imports it.
+    `Workers(2, 16).gradient` takes the place of `train.gradient`, or of another function of that kind that is given,
+    `Workers(2, 16).predictor` that of `reverse.predictor`, and `Workers(2, 16).forward(net)` that of a network that only goes forward.
+    A script that makes one needs `if __name__ == "__main__":`, since every worker imports it.
     """
 
     def __init__(self, count: int, size: int, of: Callable[..., tuple[Array, Array]] = train.gradient) -> None:
@@ -89,6 +90,16 @@ class Workers:
             return np.concatenate(self.map(predict_piece, net, params, calls, 0))
 
         return predict_eps
+
+    def forward(self, net: Any) -> Any:
+        """`net` for whatever only goes forward, as `improved_ddpm.reverse` does: a forward pass shared, whose cache is None."""
+
+        def forward(params: Tree, x: Array, level: Array, label: np.ndarray | None = None) -> tuple[Array, None]:
+            pieces = cut(len(x), self.size)
+            calls: list[tuple] = [((x[rows], level[rows], None if label is None else label[rows]), {}) for rows in pieces]
+            return np.concatenate(self.map(forward_piece, net, params, calls, 0)), None
+
+        return SimpleNamespace(forward=forward)
 
     def map(self, function: Callable, net: Any, params: Tree, calls: list[tuple], grads: int) -> list[Any]:
         """What the workers answer to function(net, params, *arguments, **inputs), call by call; the gradients are put into self.grads."""
@@ -158,6 +169,10 @@ def answer(function: Callable, net: Any, params: Tree, grads: np.ndarray, argume
 
 def predict_piece(net: Any, params: Tree, x_t: Array, t: Time, *how: Any, **inputs: Array) -> Array:
     return reverse.predictor(net, params, *how, **inputs)(x_t, t)
+
+
+def forward_piece(net: Any, params: Tree, *arguments: Any) -> Array:
+    return net.forward(params, *arguments)[0]
 
 
 def keep_freed_memory() -> None:
