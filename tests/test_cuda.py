@@ -80,7 +80,8 @@ def test_a_view_is_taken_as_an_array():
 
 
 def test_group_norm_of_a_large_constant_is_the_bias():
-    x, gain, bias = cupy.full((2, 7, 7, 12), 1234.567, "float32"), values(0, 12, dtype="float32"), values(1, 12, dtype="float32")
+    constants = np.linspace(1234.5, 4321.1, 8, dtype="float32").reshape(8, 1, 1, 1)
+    x, gain, bias = cupy.asarray(np.tile(constants, (1, 7, 7, 12))), values(0, 12, dtype="float32"), values(1, 12, dtype="float32")
     y, _ = cuda.group_norm_forward(x, gain, bias, groups=4)  # 147 of them, whose sum is rounded
     np.testing.assert_allclose(to_numpy(y), np.broadcast_to(to_numpy(bias), y.shape), atol=1e-6)
 
