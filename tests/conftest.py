@@ -5,11 +5,14 @@ environment variable CI set every run draws the same examples.
 """
 
 import os
+import warnings
 
 import numpy as np
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 
+from npdiff.backend import BackendError, select
 from npdiff.nn import mlp
 from npdiff.nn.params import pack
 from npdiff.schedule import Schedule, cosine, linear, variance_preserving
@@ -95,3 +98,13 @@ def random_mlp(rng: np.random.Generator, **sizes: int) -> tuple[np.ndarray, dict
 def sign_turned(params: dict) -> dict:
     """The parameters of a network that puts out the opposite of what these do."""
     return {**params, "last": {name: -leaf for name, leaf in params["last"].items()}}
+
+
+def cupy_or_skip():
+    """CuPy, for a module of tests that need it; without a GPU that it can use the module is skipped."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # of a kernel's compiler, not of the package
+        try:
+            return select("cupy")
+        except BackendError as error:
+            pytest.skip(str(error), allow_module_level=True)

@@ -1,20 +1,14 @@
 """On CuPy: the ops of npdiff/nn/cuda.py are those of conv.py and ops.py, and a network that is replayed as a graph is the network."""
 
-import warnings
-
 import numpy as np
 import pytest
+from conftest import cupy_or_skip
 
-from npdiff.backend import BackendError, select, to_numpy
+from npdiff.backend import to_numpy
 from npdiff.nn import conv, ops, unet
 from npdiff.nn.params import flatten, leaves, map_leaves, pack
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore", ResourceWarning)  # of a kernel's compiler, not of the package
-    try:
-        cupy = select("cupy")
-    except BackendError as error:
-        pytest.skip(str(error), allow_module_level=True)
+cupy = cupy_or_skip()
 
 from npdiff.kit import replay
 from npdiff.nn import cuda

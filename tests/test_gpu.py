@@ -1,24 +1,19 @@
 """On a GPU: CuPy's numbers are NumPy's, fused kernels give what the plain formulas give, and a training step never waits for the device."""
 
 import time
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import cupy_or_skip
 
 from npdiff import exact, fuse, optim, reverse, sampler, schedule, train
-from npdiff.backend import Array, BackendError, get_array_module, select, standard_normal, to_numpy
+from npdiff.backend import Array, get_array_module, standard_normal, to_numpy
 from npdiff.nn import mlp, ops
 from npdiff.nn.params import map_leaves, pack
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore", ResourceWarning)  # of a kernel's compiler, not of the package
-    try:
-        cupy = select("cupy")
-    except BackendError as error:
-        pytest.skip(str(error), allow_module_level=True)
+cupy = cupy_or_skip()
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore::ResourceWarning")]
 SCHEDULE = schedule.cosine(T=20)
