@@ -10,8 +10,8 @@ from npdiff.nn.params import flatten, leaves, map_leaves, pack
 
 cupy = cupy_or_skip()
 
-from npdiff.kit import replay
-from npdiff.nn import cuda
+from npdiff.kit import replay  # noqa: E402 (these two import CuPy)
+from npdiff.nn import cuda  # noqa: E402
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore::ResourceWarning")]
 TOLERANCE = {"float32": 1e-5, "float64": 1e-12}  # sums of at most some hundred, in another order
