@@ -111,7 +111,8 @@ def add_sampling_flags(parser: Parser, sampler: str, samplers: tuple[str, ...] =
     group = parser.add_argument_group("sampling")
     words = f"{' or '.join(samplers)}, of which ddpm takes all T steps; default {sampler}"
     group.add_argument("--sampler", type=one_of(*samplers), metavar="NAME", help=words)
-    group.add_argument("--sampling-steps", type=whole(1, 100_000), metavar="N", help="steps of ddim, at most T; default 50")
+    words = "steps of ddim, at most T; default 50" + ("; of langevin, at each level; default 3" if "langevin" in samplers else "")
+    group.add_argument("--sampling-steps", type=whole(1, 100_000), metavar="N", help=words)
     group.add_argument("--likelihood", action="store_true", help="also how likely the data are under the model, term by term")
     group.add_argument("--no-gif", dest="gif", action="store_false", default=None, help="no animation")
     return group

@@ -84,7 +84,7 @@ def flags(description: str | None) -> _cli.Parser:
     group.add_argument("--predict", type=_cli.one_of("eps", "v"), help="what the network puts out: eps or v; default v")
     group.add_argument("--minutes", type=_cli.number(0, 10_000), metavar="X", help="train for about so long; default 12, on a GPU 5")
     group.add_argument("--steps", type=_cli.whole(1), metavar="N", help="steps of Adam, in the place of minutes")
-    group.add_argument("--batch", type=_cli.whole(1, 10**5), metavar="N", help="images a step; default 64, on a GPU 256")
+    group.add_argument("--batch", type=_cli.whole(1, 65_535), metavar="N", help="images a step; default 64, on a GPU 256; for bound 32")
     group.add_argument("--lr", type=_cli.number(0, 1), metavar="X", help="peak of the learning rate; default 0.004")
     group = _cli.add_sampling_flags(parser, sampler="ddim", samplers=("ddpm", "ddim", "langevin"))
     group.add_argument("--guidance", type=_cli.number(-1e-9, 100), metavar="W", help="(1 + W) eps_cond - W eps_uncond; default 0.35")
@@ -113,6 +113,8 @@ def parse(description: str | None, argv: list[str] | None = None) -> argparse.Na
     args.settings = _cli.settings(args, defaults, SMOKE, FREE, kept_settings(args))
     for name, value in args.settings.items():
         setattr(args, name, value)
+    if args.objective == "bound" and args.T < 2:
+        raise UserError(f"--T {args.T}: with --objective bound at least 2, since beta_tilde_2 stands for beta_tilde_1")
     if not args.digits or set(args.digits) - set("0123456789"):
         raise UserError(f"--digits {args.digits}: one or more of 0123456789 are needed")
     check_ncsn(args)
@@ -258,6 +260,7 @@ class Report:
     def say_steps(self) -> None:
         """Keep the number of steps that the budget allows among the settings, so that a resumed run has the same."""
         self.args.settings["steps"] = self.args.steps
+        getattr(self.net, "recordings", {}).clear()  # of the trial, on a GPU
         print(f"{self.args.steps} steps fit into {self.args.minutes:g} minutes")
 
     def labels(self) -> np.ndarray:
@@ -376,7 +379,7 @@ class Report:
         if self.args.objective == "bound":
             reverses = {"the learned variance": improved_ddpm.reverse(self.forward_net(), *how)}
         else:
-            predict_eps = self.workers.predictor(unet, *how) if self.workers else predictor(self.net, *how)
+            predict_eps = self.workers.predictor(self.net, *how) if self.workers else predictor(self.net, *how)
             fixed = _likelihood.variances(_likelihood.loss_over_t(predict_eps, pilot, self.schedule, self.rng, self.xp), self.schedule)
             reverses = {name: likelihood.fixed(predict_eps, self.schedule, variance) for name, variance in fixed.items()}
         self.metrics["likelihood"] = {}

@@ -69,6 +69,8 @@ def parse(description: str | None, argv: list[str] | None = None) -> argparse.Na
     if args.data is not None and args.data.lower().endswith((".npy", ".csv")):
         args.data = str(Path(args.data).resolve())  # so that a run resumes from any folder
     kept = checkpoint.read_settings(args.checkpoint) if args.resume or args.sample_only else None
+    if kept:
+        kept = {"draw_t": "uniform", **kept}  # as it was in a run that is older than this setting
     args.settings = _cli.settings(args, DEFAULTS, SMOKE, FREE, kept)
     for name, value in args.settings.items():
         setattr(args, name, value)

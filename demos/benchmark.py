@@ -196,7 +196,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = _cli.Parser((__doc__ or "").split("\n")[0], "  python demos/benchmark.py --json rows.json --profile")
     parser.add_argument("--backend", type=_cli.one_of("numpy", "cupy"), default="numpy", metavar="NAME", help="default numpy")
     parser.add_argument("--threads", type=_cli.whole(1, 1024), default=_digits.cores(), metavar="N", help=f"default {_digits.cores()}")
-    parser.add_argument("--plain", action="store_true", help="our plain code in one process: no workers, no graphs")
+    parser.add_argument("--plain", action="store_true", help="our plain code in one process: no workers, kernels or graphs")
     parser.add_argument("--tf32", action="store_true", help="on a GPU, for both sides: products in TensorFloat-32")
     parser.add_argument("--repeats", type=_cli.whole(1), metavar="N", help="timings of each row, of which the median counts; default 15")
     parser.add_argument("--profile", action="store_true", help="also where the time of a step goes, op by op")
@@ -215,7 +215,10 @@ def main(args: argparse.Namespace) -> None:
     wait = xp.cuda.get_current_stream().synchronize if xp is not np else lambda: None
     if _peer:
         _peer.settings(args.threads, args.tf32)
-    versions = f"NumPy {np.__version__}" + (f", PyTorch {_peer.version}" if _peer else "; PyTorch is not installed: our column alone")
+    device = f"CuPy {xp.__version__}, " if xp is not np else ""
+    versions = f"{device}NumPy {np.__version__}" + (
+        f", PyTorch {_peer.version}" if _peer else "; PyTorch is not installed: our column alone"
+    )
     kernels = os.environ.get("OPENBLAS_CORETYPE")
     print(
         f"{platform.processor() or platform.machine()}, {args.threads} threads, {versions}"

@@ -4,8 +4,9 @@
 
 At the first call with arrays of a new shape, or with other parameters, the inputs get arrays of their own, and `net.forward` is run once
 more while the device only writes down what it is asked for; `backward` likewise. A call then copies its inputs there and starts the graph;
-and while the device works, the host draws the noise of the next step. The gradients stand where they are until the next call, the output
-of forward is a copy. A recording has memory of its own, which stays taken until newer ones take its place.
+and while the device works, the host draws the noise of the next step. The output of forward is a copy; the gradients stand where they are
+until the next call of either. A recording has memory of its own, which stays taken until newer recordings take its place. Nothing may come
+from the host while it is made: CuPy's concatenate, for one, begins with a copy from there where it has more than eight arrays.
 """
 
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import cupy
 import numpy as np
 
 from npdiff.backend import Array
+from npdiff.nn.conv import check_label
 from npdiff.nn.ops import Cache
 from npdiff.nn.params import Tree, leaves
 
@@ -30,7 +32,7 @@ class Replayed:
 
     def forward(self, params: Tree, x: Array, level: Array, label: np.ndarray | None = None) -> tuple[Array, Cache]:
         """As net.forward; the cache belongs to the last call with this shape."""
-        key = leaves(params)[0].data.ptr, x.shape, x.dtype.char
+        key = tuple(leaf.data.ptr for leaf in leaves(params)), x.shape, x.dtype.char
         if key not in self.recordings:
             if len(self.recordings) == KEPT:
                 del self.recordings[next(iter(self.recordings))]
@@ -70,6 +72,8 @@ class Recording:
         return graph, found
 
     def forward(self, x: Array, level: Array, label: np.ndarray | None) -> tuple[Array, Cache]:
+        if label is not None:
+            check_label(label, self.no_class + 1)
         self.calls += 1
         self.x[...], self.level[...] = x, level
         self.label[...] = self.no_class if label is None else cupy.asarray(label)

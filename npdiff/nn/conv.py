@@ -166,10 +166,14 @@ def depth_to_space(y: Array) -> Array:  # y (B, H, W, 4 C) -> x (B, 2 H, 2 W, C)
     return blocks.reshape(batch, 2 * height, 2 * width, channels // 4)
 
 
+def check_label(label: np.ndarray, count: int) -> None:
+    if label.ndim != 1 or label.dtype.kind not in "iu" or label.size and not 0 <= label.min() <= label.max() < count:
+        raise ValueError(f"label must be integers of shape (B,) in 0..{count - 1}, got {label}")
+
+
 def lookup_forward(label: np.ndarray, table: Array) -> tuple[Array, Cache]:  # label (B,) in 0..N-1 on the host, table (N, E) -> y (B, E)
     """y = table[label], as the product of one-hot rows with the table."""
-    if label.ndim != 1 or label.dtype.kind not in "iu" or label.size and not 0 <= label.min() <= label.max() < len(table):
-        raise ValueError(f"label must be integers of shape (B,) in 0..{len(table) - 1}, got {label}")
+    check_label(label, len(table))
     one_hot = get_array_module(table).asarray(np.eye(len(table), dtype=table.dtype)[label])  # (B, N)
     return one_hot @ table, (one_hot,)
 

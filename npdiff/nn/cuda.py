@@ -1,8 +1,9 @@
 """The U-Net's ops in few and large kernels, on CuPy. A reader can skip this file.
 
 The definitions are npdiff/nn/conv.py and npdiff/nn/ops.py, and these agree with them to rounding. On a GPU to start a kernel takes the
-host longer than most of these take the device, and an array with six axes is copied slowly: so a neighbourhood, a group norm, a scale
-and shift are a kernel each, written in CUDA C. `product` can be recorded in a graph (npdiff/kit/replay.py), where CuPy's own @ refuses.
+host longer than most of these take the device, and an array with six axes is copied slowly: so a neighbourhood, a group norm and the way
+back through a scale and shift are a kernel each, in CUDA C (cuda.cu). `product` can be recorded in a graph (npdiff/kit/replay.py), where
+CuPy's own @ refuses.
 """
 
 import ctypes
@@ -31,7 +32,9 @@ def kernel(name: str, dtype: Any, numbers: str | None = None) -> Any:
 
 
 def integers(arguments: tuple) -> tuple:
-    """Arrays go to a kernel as they lie in memory, so they have to be contiguous; Python's ints go as int, its floats as double."""
+    """Arrays go to a kernel as they lie in memory: contiguous, and of one dtype. Python's ints go as int, its floats as double."""
+    if len({a.dtype for a in arguments if isinstance(a, cupy.ndarray)}) > 1:
+        raise TypeError("a kernel takes arrays of one dtype")
     return tuple(np.int32(a) if isinstance(a, int) else a for a in arguments)
 
 
@@ -105,10 +108,9 @@ def group_norm_backward(grad_y: Array, cache: Cache) -> tuple[Array, Grads]:
 
 def scale_shift_backward(grad_y: Array, cache: Cache) -> tuple[Array, Grads]:
     """As conv.scale_shift_backward."""
-    x, scale = cache
+    grad_y, x, scale = (cupy.ascontiguousarray(a) for a in (grad_y, *cache))
     grad_x, sums = cupy.empty_like(x), cupy.empty((2, len(x), x.shape[3]), x.dtype)
-    arrays = (cupy.ascontiguousarray(a) for a in (grad_y, x, scale))
-    over_pixels("scale_shift_backward", x, math.gcd(x.shape[3], 32), *arrays, grad_x, sums)
+    over_pixels("scale_shift_backward", x, math.gcd(x.shape[3], 32), grad_y, x, scale, grad_x, sums)
     return grad_x, {"scale": sums[0], "shift": sums[1]}
 
 
@@ -147,7 +149,7 @@ def lookup_backward(grad_y: Array, cache: Cache) -> tuple[None, Grads]:
 
 
 def put_into(net: Any) -> None:
-    """These in the place of the plain ones, for the U-Net's module; a wave's frequencies are moved to the device once."""
+    """These in the place of the plain ones, for the U-Net's module, which from then on takes CuPy's arrays alone."""
     for op in (
         conv2d_forward, conv2d_backward, group_norm_forward, group_norm_backward, scale_shift_backward,
         linear_forward, linear_backward, embed_forward, lookup_forward, lookup_backward,
@@ -194,6 +196,8 @@ def operand(x: Array) -> tuple[Array, int, int]:
 
 def gemm(a: Array, b: Array) -> Array:
     """a @ b by cublasGemmEx, on the current stream. cuBLAS counts along columns first, so it is asked for y^T = b^T a^T."""
+    if a.dtype != b.dtype:
+        raise TypeError(f"a product is of one dtype, got {a.dtype} and {b.dtype}")
     library, memory = cublas()
     handle, stream = ctypes.c_void_p(cupy.cuda.device.get_cublas_handle()), cupy.cuda.get_current_stream()
     (a, transposed_a, lead_a), (b, transposed_b, lead_b) = operand(a), operand(b)
