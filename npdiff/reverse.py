@@ -89,8 +89,9 @@ def eps_from_output(x_t: Array, t: Time, out: Array, schedule: Schedule, predict
         raise ValueError(f"predict must be one of {', '.join(PREDICT)}, got {predict!r}")
     if predict == "x_0":
         return eps_from_x_0(x_t, t, out, schedule)
-    if predict == "v":
-        return eps_from_v(x_t, t, out, schedule)
+    if predict == "v":  # of the network's input, which is x_t / root
+        root = coefficient(np.sqrt(schedule.signal[t] ** 2 + schedule.noise[t] ** 2), x_t)
+        return eps_from_v(x_t, t, root * out, schedule)
     return out
 
 

@@ -4,7 +4,7 @@ from conftest import EPS, dtypes, flow_matching, normal_values, schedules, sched
 from hypothesis import given
 from hypothesis import strategies as st
 
-from npdiff.forward import eps_from_v, eps_from_x_0, q_sample
+from npdiff.forward import q_sample
 from npdiff.loss import l_simple, slope, target
 from npdiff.reverse import eps_from_output
 from npdiff.schedule import linear
@@ -29,7 +29,7 @@ def test_target_is_eps_or_x_0_or_v(schedule_and_t, shape, seed):
     schedule, t = schedule_and_t
     x_0, eps = normal_values(seed, 2, *shape)
     assert target(x_0, t, eps, schedule) is eps and target(x_0, t, eps, schedule, "x_0") is x_0
-    v = schedule.signal[t] * eps - schedule.noise[t] * x_0
+    v = (schedule.signal[t] * eps - schedule.noise[t] * x_0) / np.hypot(schedule.signal[t], schedule.noise[t])
     np.testing.assert_allclose(
         target(x_0, t, eps, schedule, "v"), v, rtol=0, atol=4 * EPS * (np.abs(eps).max() + schedule.noise[t] * np.abs(x_0).max())
     )
@@ -71,8 +71,8 @@ def test_gradient_of_the_loss_is_its_slope_along_any_direction(predict, weight, 
 def test_slope_is_how_eps_hat_follows_the_output(schedule, data, seed):
     # eps_hat is a line in the output, so a step of 1 shows the slope.
     t, x_t = data.draw(times(schedule)), normal_values(seed, 1, 1)
-    for predict, convert in (("x_0", eps_from_x_0), ("v", eps_from_v)):
-        rise = convert(x_t, t, np.ones((1, 1)), schedule) - convert(x_t, t, np.zeros((1, 1)), schedule)
+    for predict in ("x_0", "v"):
+        rise = np.subtract(*(eps_from_output(x_t, t, np.full((1, 1), out), schedule, predict) for out in (1.0, 0.0)))
         atol = 16 * EPS * (1 + np.abs(x_t).max()) / schedule.noise[t]
         assert slope(t, schedule, predict) == pytest.approx(rise.item(), rel=16 * EPS, abs=atol)
     assert slope(t, schedule) == 1

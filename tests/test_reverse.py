@@ -8,6 +8,7 @@ from conftest import (
     flow_matching,
     normal_values,
     preserving_schedules,
+    random_mlp,
     schedules,
     schedules_and_times,
     seeds,
@@ -20,6 +21,8 @@ from hypothesis import strategies as st
 from npdiff.exact import Gaussian
 from npdiff.forward import q_sample, score_from_eps, x_0_from_eps
 from npdiff.loss import target
+from npdiff.nn import mlp
+from npdiff.nn.params import unflatten
 from npdiff.reverse import (
     eps_from_output,
     mean_slope,
@@ -30,7 +33,7 @@ from npdiff.reverse import (
     p_variance,
     predictor,
 )
-from npdiff.schedule import linear
+from npdiff.schedule import Schedule, linear
 
 PREDICT = ("eps", "x_0", "v")
 
@@ -147,6 +150,18 @@ def test_the_network_is_given_x_of_unit_variance_and_the_level(schedule_and_t, s
         assert x.dtype == level.dtype == dtype and level.shape == (shape[0],)
         np.testing.assert_allclose(x, x_t / np.hypot(signal, noise), rtol=8 * eps)
         np.testing.assert_allclose(np.exp(level), noise / signal, rtol=16 * eps * (1 + abs(np.log(noise / signal))))
+
+
+@pytest.mark.parametrize("predict", PREDICT)
+@given(preserving=preserving_schedules(), data=st.data(), seed=seeds)
+def test_one_network_says_the_same_on_a_schedule_that_preserves_variance_and_on_one_that_explodes(predict, preserving, data, seed):
+    """At one level, log(noise/signal), x_t differs by a factor alone, the network's input not at all, and so must eps_hat."""
+    exploding = Schedule(np.ones(preserving.T + 1), preserving.noise / preserving.signal)
+    t = data.draw(times(preserving))
+    params, x_t = unflatten(*random_mlp(np.random.default_rng(seed))), normal_values(seed, 4, 2)
+    a = predictor(mlp, params, preserving, predict)(x_t, t)
+    b = predictor(mlp, params, exploding, predict)(x_t / preserving.signal[t], t)
+    np.testing.assert_allclose(a, b, rtol=0, atol=1e-9 * (1 + np.abs(a).max() + 1 / preserving.noise[t]))
 
 
 @pytest.mark.parametrize("predict", PREDICT)
