@@ -217,7 +217,6 @@ class Report:
         self.started = time.monotonic()
         self.way_back: dict[int, np.ndarray] = {}  # ten digits at about forty t on the sampler's way
         self.metrics: dict[str, Any] = {"npdiff": __version__, "settings": args.settings, "backend": xp.__name__}
-        self.unit = np.hypot(schedule.signal, schedule.noise)  # the deviation of x_t on data of unit variance; of a VP chain 1
         of: Callable = functools.partial(improved_ddpm.gradient, discretised=True) if args.objective == "bound" else train.gradient
         of = ncsn.gradient if args.objective == "ncsn" else of
         self.workers = Workers(args.threads, PIECE, of) if xp is np and not args.plain else None
@@ -227,7 +226,7 @@ class Report:
         print(digits.note)
         state = _judge.terminal_state(
             lambda n, rng: mnist.to_model(digits.train_x[rng.integers(len(digits.train_x), size=n)]),
-            Schedule(schedule.signal / self.unit, schedule.noise / self.unit),
+            Schedule(schedule.signal / schedule.std, schedule.noise / schedule.std),
             rng,
         )
         self.metrics |= state
@@ -294,11 +293,11 @@ class Report:
 
     def pixels(self, x_t: Array, t: int) -> np.ndarray:
         """x_t as the network is shown it, of about unit variance, in pixels."""
-        return mnist.to_pixels(x_t / float(self.unit[t]))
+        return mnist.to_pixels(x_t / float(self.schedule.std[t]))
 
     def start(self, n: int, rng: np.random.Generator) -> Array:
         """n draws of x_T, which is noise: (n, 28, 28, 1)."""
-        return float(self.unit[-1]) * self.xp.asarray(rng.standard_normal((n, 28, 28, 1), dtype=np.float32))
+        return float(self.schedule.std[-1]) * self.xp.asarray(rng.standard_normal((n, 28, 28, 1), dtype=np.float32))
 
     def inpaint(self, params: Tree, rng: np.random.Generator) -> None:
         """A test digit of each class, half of it known, and three draws of the other half: papers/posterior.py."""

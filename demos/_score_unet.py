@@ -5,6 +5,8 @@ gave an x_0_hat three times further from x_0 (squared) than the mean of the clas
 arXiv:2206.00364, with data of unit variance:
 
     x = x_t / sqrt(1 + sigma^2),    out = unet(x) / sqrt(1 + sigma^2) - sigma / sqrt(1 + sigma^2) x,    level = log sigma
+
+It is -eps_hat of a U-Net that predicts v = -unet(x), see reverse.eps_from_output.
 """
 
 import numpy as np

@@ -88,7 +88,7 @@ def trained(args: argparse.Namespace, xp: Any, rng: np.random.Generator) -> tupl
 def samples(method: Method, model: Model, evaluations: int, z: np.ndarray, rng: np.random.Generator, xp: Any) -> np.ndarray:
     """Points by about so many evaluations of the predictor, from the noise z."""
     levels = method.levels(max(2, -(-evaluations // method.a_step)))
-    x_T = xp.asarray(np.float32(math.hypot(levels.signal[-1], levels.noise[-1])) * z)
+    x_T = xp.asarray(np.float32(levels.std[-1]) * z)
     *_, last = method.run(model.predictor(levels), x_T, levels, rng)
     return to_numpy(last.x_prev)
 
@@ -122,7 +122,7 @@ def orders(model: Model, counts: list[int], rng: np.random.Generator) -> dict[st
     for name in ("DDIM", "Heun", "DPM-Solver++(2M)"):
         levels, run, _ = METHODS[name]
         wide = levels(2)
-        x_T = math.hypot(wide.signal[-1], wide.noise[-1]) * z
+        x_T = float(wide.std[-1]) * z
         best = order.end(edm.heun(model.predictor(levels(8 * counts[-1])), x_T, levels(8 * counts[-1])))
         steps = lambda s, run=run, x_T=x_T: run(model.predictor(s), x_T, s, rng)  # noqa: E731
         found[name] = order.errors(steps, levels, counts, best)

@@ -6,9 +6,10 @@ The network may put out eps, x_0 or v. Each is a line in eps at a given x_t, so 
 of the error of eps,
 
     eps_hat - eps = slope_t (out - target)
-    slope_t       = 1 for eps,  -signal_t / noise_t for x_0,  signal_t / sqrt(signal_t^2 + noise_t^2) for v
+    slope_t       = 1 for eps,  -signal_t / noise_t for x_0,  signal_t / std_t for v
 
-and one formula serves all three. A network's v is that of its input, x_t / sqrt(signal_t^2 + noise_t^2): the same on every schedule.
+and one formula serves all three. A network's v is that of its input, x_t / std_t with std_t = sqrt(signal_t^2 + noise_t^2): the same on
+every schedule.
 """
 
 import numpy as np
@@ -19,9 +20,9 @@ from npdiff.schedule import Schedule, check_t, coefficient
 
 
 def target(x_0: Array, t: Time, eps: Array, schedule: Schedule, predict: str = "eps") -> Array:
-    """What the network should put out: eps, x_0, or v = (signal_t eps - noise_t x_0) / sqrt(signal_t^2 + noise_t^2).
+    """What the network should put out: eps, x_0, or v = (signal_t eps - noise_t x_0) / std_t.
 
-    Salimans & Ho 2022, arXiv:2202.00512, where the root is 1.
+    Salimans & Ho 2022, arXiv:2202.00512, where std_t = sqrt(signal_t^2 + noise_t^2) is 1.
     """
     if predict == "eps":
         return eps
@@ -29,9 +30,8 @@ def target(x_0: Array, t: Time, eps: Array, schedule: Schedule, predict: str = "
         return x_0
     if predict == "v":
         check_t(t, schedule)
-        signal_t, noise_t = schedule.signal[t], schedule.noise[t]
-        scale = 1 / np.sqrt(signal_t**2 + noise_t**2)
-        return coefficient(scale * signal_t, x_0) * eps - coefficient(scale * noise_t, x_0) * x_0
+        signal_t, noise_t = schedule.signal[t] / schedule.std[t], schedule.noise[t] / schedule.std[t]
+        return coefficient(signal_t, x_0) * eps - coefficient(noise_t, x_0) * x_0
     raise ValueError(f"predict must be one of eps, x_0, v, got {predict!r}")
 
 
@@ -41,7 +41,7 @@ def slope(t: Time, schedule: Schedule, predict: str = "eps") -> np.ndarray:
     signal_t, noise_t = schedule.signal[t], schedule.noise[t]
     if predict == "eps":
         return np.ones_like(signal_t)
-    return -signal_t / noise_t if predict == "x_0" else signal_t / np.sqrt(signal_t**2 + noise_t**2)
+    return -signal_t / noise_t if predict == "x_0" else signal_t / schedule.std[t]
 
 
 def l_simple(

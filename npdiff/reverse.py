@@ -77,10 +77,9 @@ def network_input(x_t: Array, t: Time, schedule: Schedule) -> tuple[Array, Array
 
     Told the level and not the step's number, one network serves every schedule and every sampler. level has shape (B,).
     """
-    s, xp = schedule, get_array_module(x_t)
-    scale = coefficient(1 / np.sqrt(s.signal[t] ** 2 + s.noise[t] ** 2), x_t)
-    level = np.broadcast_to(s.level[t], len(x_t)).astype(x_t.dtype)
-    return scale * x_t, xp.asarray(level)
+    scale = coefficient(1 / schedule.std[t], x_t)
+    level = np.broadcast_to(schedule.level[t], len(x_t)).astype(x_t.dtype)
+    return scale * x_t, get_array_module(x_t).asarray(level)
 
 
 def eps_from_output(x_t: Array, t: Time, out: Array, schedule: Schedule, predict: str) -> Array:
@@ -89,9 +88,8 @@ def eps_from_output(x_t: Array, t: Time, out: Array, schedule: Schedule, predict
         raise ValueError(f"predict must be one of {', '.join(PREDICT)}, got {predict!r}")
     if predict == "x_0":
         return eps_from_x_0(x_t, t, out, schedule)
-    if predict == "v":  # of the network's input, which is x_t / root
-        root = coefficient(np.sqrt(schedule.signal[t] ** 2 + schedule.noise[t] ** 2), x_t)
-        return eps_from_v(x_t, t, root * out, schedule)
+    if predict == "v":  # that of the network's input, x_t / std_t
+        return eps_from_v(x_t, t, coefficient(schedule.std[t], x_t) * out, schedule)
     return out
 
 

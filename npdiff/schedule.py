@@ -24,6 +24,7 @@ class Schedule:
     alpha_bar        signal^2, the product of alpha[1..t]
     beta_tilde       the variance of q(x_{t-1} | x_t, x_0); 0 at t = 1
     level            log(noise / signal), what a network is told instead of t
+    std              sqrt(signal^2 + noise^2), the standard deviation of x_t on data of unit variance
 
     The chain with these marginals is alpha[t] = (signal[t] / signal[t-1])^2, beta[t] = noise[t]^2 - alpha[t] noise[t-1]^2.
     Where signal^2 + noise^2 = 1 ("variance preserving") this is DDPM's beta_t = 1 - alpha_t, 1 - alpha_bar_t = noise[t]^2.
@@ -38,6 +39,7 @@ class Schedule:
     beta: np.ndarray = field(init=False)
     beta_tilde: np.ndarray = field(init=False)
     level: np.ndarray = field(init=False)
+    std: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
         signal, noise = np.array(self.signal, np.float64), np.array(self.noise, np.float64)
@@ -48,7 +50,8 @@ class Schedule:
         beta_tilde[1:] = noise[:-1] ** 2 / noise[1:] ** 2 * beta[1:]
         with np.errstate(divide="ignore"):  # -inf at t = 0; +inf where no signal is left
             level = np.log(noise) - np.log(signal)
-        tables = dict(signal=signal, noise=noise, alpha=alpha, alpha_bar=signal**2, beta=beta, beta_tilde=beta_tilde, level=level)
+        given = dict(signal=signal, noise=noise, level=level, std=np.sqrt(signal**2 + noise**2))
+        tables = dict(given, alpha=alpha, alpha_bar=signal**2, beta=beta, beta_tilde=beta_tilde)
         for name, table in tables.items():
             table.setflags(write=False)
             object.__setattr__(self, name, table)

@@ -139,7 +139,7 @@ def eps_and_vjp(
     """
     x, level = network_input(x_t, t, schedule)
     out, cache = net.forward(params, x, level, **inputs)
-    scale = coefficient(1 / np.sqrt(schedule.signal[t] ** 2 + schedule.noise[t] ** 2), x_t)
+    scale = coefficient(1 / schedule.std[t], x_t)
     b = coefficient(slope(t, schedule, predict), x_t)
 
     def vjp(u: Array) -> Array:
