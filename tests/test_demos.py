@@ -327,3 +327,12 @@ def test_the_benchmark_prints_its_table_with_or_without_a_peer(tmp_path):
     rows = json.loads((tmp_path / "rows.json").read_text())
     assert len(rows) == 6 and all(row.keys() == {"name", "ours_ms", "peer_ms", "ratio"} and row["ours_ms"] > 0 for row in rows)
     assert "conv2d_backward" in done.stdout and "peak memory" in done.stdout
+
+
+def test_langevin_dynamics_end_with_the_last_noise_taken_out():
+    """Of data at one point m the score is (m - x) / sigma^2, and the last x + sigma^2 score is m itself."""
+    chain, m = ncsn.ladder(5, _digits.SIGMA_L, 1.0), np.full((3, 2), 0.3)
+    predict_eps = lambda x, t: (x - m) / chain.noise[t]  # noqa: E731
+    *before, last = _digits.langevin(predict_eps, np.ones((3, 2)), chain, np.random.default_rng(0), steps=2)
+    np.testing.assert_allclose(last.x_prev, m, atol=1e-12)
+    assert (last.t, last.t_prev, len(before)) == (1, 0, 4) and np.abs(last.x_t - m).min() > 1e-6
