@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from conftest import EPS, EPS_32, seeds
+from conftest import EPS, dtypes, seeds
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -8,13 +8,10 @@ from npdiff.kit.gradcheck import check_pair
 from npdiff.nn import conv, winograd
 
 sizes = st.integers(1, 13)
-# Rounding of the transforms: their entries are at most 8 and multiply values by at most 100 or so in all (|A^T| |B^T| row sums squared).
-GROWTH = 1000
 
 
-@pytest.fixture(autouse=True)
-def few_channels_too(monkeypatch):
-    monkeypatch.setattr(winograd, "FEWEST_CHANNELS", 1)
+# With all matrices absolute, |x| and |w| give how far rounding is magnified.
+ABSOLUTE = {m: tuple(abs(a) for a in matrices) for m, matrices in winograd.MATRICES.items()}
 
 
 def arrays(seed, batch, height, width, inputs, outputs, dtype=np.float64):
@@ -23,25 +20,57 @@ def arrays(seed, batch, height, width, inputs, outputs, dtype=np.float64):
     return {name: rng.standard_normal(shape).astype(dtype) for name, shape in shapes.items()}
 
 
-def test_in_one_dimension_it_is_the_sum_that_it_stands_for():
+def both_ways(module, a, matrices=winograd.MATRICES):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(winograd, "MATRICES", matrices)
+        y, cache = module.conv2d_forward(a["x"], a["w"], a["b"])
+        grad_x, grads = module.conv2d_backward(a["grad_y"], cache)
+    return {"y": y, "grad_x": grad_x, **grads}
+
+
+@pytest.mark.parametrize("m", winograd.MATRICES)
+def test_in_one_dimension_it_is_the_sum_that_it_stands_for(m):
     # y_i = sum over k of d_{i+k} w_k is bilinear: the identity holds for all d and w once it holds for the unit vectors, exactly.
-    for d in np.eye(6):
+    a_t, g, b_t = winograd.MATRICES[m]
+    assert a_t.shape == (m, m + 2) and g.shape == (m + 2, 3) and b_t.shape == (m + 2, m + 2)
+    for d in np.eye(m + 2):
         for w in np.eye(3):
-            y = winograd.A_T @ ((winograd.G @ w) * (winograd.B_T @ d))
-            np.testing.assert_allclose(y, [sum(d[i + k] * w[k] for k in range(3)) for i in range(4)], atol=8 * EPS)
+            y = a_t @ ((g @ w) * (b_t @ d))
+            magnified = abs(a_t) @ (abs(g @ w) * abs(b_t @ d))
+            assert (abs(y - [sum(d[i + k] * w[k] for k in range(3)) for i in range(m)]) <= 4 * m * EPS * magnified).all()
 
 
-@given(seeds, st.integers(1, 3), sizes, sizes, st.integers(1, 4), st.integers(1, 4), st.sampled_from([np.float32, np.float64]))
+@pytest.mark.parametrize("m", winograd.MATRICES)
+def test_a_row_of_b_holds_a_polynomial_that_is_1_at_its_point_and_0_at_the_others(m):
+    points = np.array([0, *winograd.POINTS[m], *(-p for p in winograd.POINTS[m])])
+    a_t, _, b_t = winograd.MATRICES[m]
+    np.testing.assert_array_equal(a_t[1], points)
+    at_points = np.vander(points, m + 2, increasing=True) @ b_t.T
+    np.testing.assert_allclose(at_points - np.diag(np.diag(at_points)), 0, atol=1e-10)
+
+
+@pytest.mark.parametrize("size, m", [(14, 7), (7, 7), (5, 5), (8, 5), (15, 5), (16, 7), (20, 7)])
+def test_the_tile_is_the_one_with_fewest_products(size, m):
+    assert winograd.tile(size, size) == m
+
+
+@given(seeds, st.integers(1, 3), sizes, sizes, st.integers(1, 4), st.integers(1, 4), dtypes)
 def test_it_agrees_with_the_plain_convolution_in_value_and_gradients(seed, batch, height, width, inputs, outputs, dtype):
     a = arrays(seed, batch, height, width, inputs, outputs, dtype)
-    plain, plain_cache = conv.conv2d_forward(a["x"], a["w"], a["b"])
-    fast, fast_cache = winograd.conv2d_forward(a["x"], a["w"], a["b"])
-    plain_x, plain_grads = conv.conv2d_backward(a["grad_y"], plain_cache)
-    fast_x, fast_grads = winograd.conv2d_backward(a["grad_y"], fast_cache)
-    eps = EPS if dtype == np.float64 else EPS_32
-    for one, other in [(fast, plain), (fast_x, plain_x), *((fast_grads[name], plain_grads[name]) for name in plain_grads)]:
-        assert one.shape == other.shape and one.dtype == dtype
-        assert np.linalg.norm(one - other) <= GROWTH * eps * max(1.0, np.linalg.norm(other))
+    plain, found, magnified = both_ways(conv, a), both_ways(winograd, a), both_ways(winograd, {k: abs(v) for k, v in a.items()}, ABSOLUTE)
+    for name in plain:
+        assert found[name].shape == plain[name].shape and found[name].dtype == dtype
+        # Each number is a chain of sums: of 9 terms twice, over channels, images and tiles, of 9 terms twice.
+        roundings = 36 + inputs + outputs + batch * (height + 1) * (width + 1)
+        assert (abs(found[name] - plain[name]) <= roundings * np.finfo(dtype).eps * magnified[name]).all(), name
+
+
+@pytest.mark.parametrize("size, error", [(5, 2e-6), (7, 1e-5), (14, 1e-5)])
+def test_rounding_is_what_the_file_says(size, error):
+    a = arrays(0, 16, size, size, 32, 32, np.float32)
+    exact = both_ways(conv, {name: value.astype(np.float64) for name, value in a.items()})
+    for name, found in both_ways(winograd, a).items():
+        assert np.sqrt(((found - exact[name]) ** 2).mean()) < error * exact[name].std(), name
 
 
 @given(seeds, st.integers(1, 2), st.integers(1, 6), st.integers(1, 6))
@@ -49,13 +78,3 @@ def test_its_gradients(seed, batch, height, width):
     a = arrays(seed, batch, height, width, 2, 3)
     errors = check_pair(winograd.conv2d_forward, winograd.conv2d_backward, a["x"], np.random.default_rng(seed), w=a["w"], b=a["b"])
     assert max(errors.values()) < 1e-5
-
-
-@pytest.mark.parametrize("kernel, stride", [(1, 1), (3, 2), (1, 2)])
-def test_what_it_does_not_pay_for_goes_to_the_plain_convolution(kernel, stride):
-    rng = np.random.default_rng(0)
-    x, w, b = rng.standard_normal((2, 8, 8, 3)), rng.standard_normal((kernel, kernel, 3, 4)), rng.standard_normal(4)
-    y, cache = winograd.conv2d_forward(x, w, b, stride)
-    plain, plain_cache = conv.conv2d_forward(x, w, b, stride)
-    assert np.array_equal(y, plain)
-    assert np.array_equal(winograd.conv2d_backward(y, cache)[0], conv.conv2d_backward(y, plain_cache)[0])

@@ -2,7 +2,7 @@
 
 Processes, and not threads: a network is some hundred short operations, and threads that hand the interpreter's lock to each other between
 them lose a third of the time. theta, and the gradient of each piece, lie in memory that all processes share. In a worker the convolutions
-are those of npdiff/nn/winograd.py, and each product runs on one thread (the demos set OPENBLAS_NUM_THREADS=1 before NumPy is imported).
+are those of npdiff/nn/fast.py, and each product runs on one thread (the demos set OPENBLAS_NUM_THREADS=1 before NumPy is imported).
 
 The pieces, and the order in which their gradients are summed, depend on the batch alone: the result is the same to the bit for any number
 of workers, and equal to the plain one to rounding.
@@ -22,7 +22,7 @@ import numpy as np
 from npdiff import reverse, train
 from npdiff.backend import Array
 from npdiff.forward import Time
-from npdiff.nn import unet, winograd
+from npdiff.nn import fast, unet
 from npdiff.nn.params import Tree, flatten, unflatten
 from npdiff.sampler import Predictor
 from npdiff.schedule import Schedule
@@ -148,7 +148,7 @@ def work(pipe: Connection, raw: list[Any], like: Tree) -> None:
     keep_freed_memory()
     theta, grads = views(raw, flatten(like))
     params = unflatten(theta, like)
-    winograd.put_into(unet)
+    fast.put_into(unet)
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
             function, name, calls = pipe.recv()

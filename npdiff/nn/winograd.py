@@ -1,31 +1,53 @@
-"""3 x 3 convolutions with a quarter of the products: Winograd's F(4, 3), on NumPy. A reader can skip this file.
+"""3 x 3 convolutions with a fifth of the products: Winograd's algorithms F(5, 3) and F(7, 3), on NumPy. A reader can skip this file.
 
-The definition is npdiff/nn/conv.py, and this agrees with it to rounding. In one dimension, four neighbouring outputs y of a
-kernel w of three taps depend on six inputs d. They come from the values of polynomials at six points, 0, 1, -1, 2, -2 and
-infinity: G w are the values of the kernel's, B^T d those of the input's, and A^T leads from their products back to the outputs:
+The definition is npdiff/nn/conv.py, and this agrees with it to rounding. Take one dimension, m outputs of a kernel w of three taps:
 
-    y = A^T [(G w) * (B^T d)],    6 products in the place of 12
+    y_i = sum over k of d_{i+k} w_k,    i = 0..m-1,    from n = m + 2 inputs d
 
-In two dimensions each matrix acts on rows and on columns: 36 products in the place of 144 for 4 x 4 outputs, and over channels
-each of the 36 is a matrix product. Every step is linear in x and in w, so the backward pass is the same steps transposed.
+A polynomial u of m coefficients times the polynomial w has n coefficients. They follow from its values at n points, and the values of
+a product are the products of the values. Let V, (n, n), take coefficients to values; V_m and V_3 are its first columns:
+
+    w u = V^-1 [(V_3 w) * (V_m u)],    n products in the place of 3 m
+
+For a fixed w this is a matrix acting on u, whose entry (i+k, i) is w_k. Its transpose acting on d is y:
+
+    y = A^T [(G w) * (B^T d)],    A = V_m, G = V_3, B^T = V^-T
+
+Row p of B^T holds the coefficients of the polynomial that is 1 at point p and 0 at the others. More points make fewer products and
+more rounding: in float32 some 1e-6 of y's size with m = 5, 7e-6 with m = 7.
+
+In two dimensions each matrix acts on rows and on columns: n^2 products in the place of 9 m^2, and over channels each of the n^2 is a
+matrix product. Every step is linear in x and in w, so the backward pass is the same steps transposed.
 Sec. 4.1 and 4.3, Lavin & Gray 2016, arXiv:1509.09308.
 """
 
-from typing import Any
-
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 
 from npdiff.backend import Array
-from npdiff.nn import conv
+from npdiff.nn import layout
+from npdiff.nn.layout import batch_first, pixels_first
 from npdiff.nn.ops import Cache, Grads
 
-TILE = 4
-B_T = np.array(
-    [[4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0], [0, -2, -1, 2, 1, 0], [0, 2, -1, -2, 1, 0], [0, 4, 0, -5, 0, 1]]
-)  # (6, 6)
-G = np.array([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]) / 24  # (6, 3)
-A_T = np.array([[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]])  # (4, 6)
-FEWEST_CHANNELS = 16  # with fewer, the plain convolution is as fast
+POINTS = {5: (1 / 2, 5 / 4, 3), 7: (1 / 2, 9 / 10, 3 / 2, 4)}  # and their negatives, and 0: of those tried, where rounding is least
+
+
+def matrices(m: int) -> tuple[Array, Array, Array]:
+    """A^T (m, n), G (n, 3), B^T (n, n). What a row of G gains in size that row of B^T loses: y stays, and rounding is least."""
+    points = np.array([0, *POINTS[m], *(-p for p in POINTS[m])])
+    a, g = (np.vander(points, coefficients, increasing=True) for coefficients in (m, 3))
+    others = [np.delete(points, i) for i in range(m + 2)]
+    b_t = np.array([np.poly(other)[::-1] / np.prod(p - other) for p, other in zip(points, others, strict=True)])
+    size = np.sqrt(np.linalg.norm(b_t, axis=1, keepdims=True) / np.linalg.norm(g, axis=1, keepdims=True))
+    return a.T, g * size, b_t / size
+
+
+MATRICES = {m: matrices(m) for m in POINTS}
+
+
+def tile(height: int, width: int) -> int:
+    """The m whose tiles of m x m outputs cover the image with the fewest products."""
+    return min(MATRICES, key=lambda m: -(-height // m) * -(-width // m) * (m + 2) ** 2)
 
 
 def both(matrix: Array, x: Array) -> Array:  # matrix (M, N), x (N, N, ...) -> (M, M, ...)
@@ -35,33 +57,41 @@ def both(matrix: Array, x: Array) -> Array:  # matrix (M, N), x (N, N, ...) -> (
     return (matrix @ first).reshape(len(matrix), len(matrix), *x.shape[2:])
 
 
-def tiles(x: Array, size: int) -> Array:  # x (B, H, W, C) -> (size, size, tiles, C), with B H/4 W/4 tiles, rounded up
-    """Row k, column l of the size x size pixels around each 4 x 4 tile; zeros beyond the border."""
+def from_tiles(matrix: Array, x: Array, m: int) -> Array:  # matrix (M, N), x (B, H, W, C) -> (M, M, tiles, C)
+    """The matrix acting on the rows and columns of the N x N pixels around each m x m tile, zeros beyond the border; B H/m W/m tiles."""
     batch, height, width, channels = x.shape
-    down, across, pad = -(-height // TILE), -(-width // TILE), (size - TILE) // 2
-    padded = np.zeros((batch, TILE * down + 2 * pad, TILE * across + 2 * pad, channels), x.dtype)
-    padded[:, pad : pad + height, pad : pad + width] = x
-    image, row, pixel, item = padded.strides
-    strides = (row, pixel, image, TILE * row, TILE * pixel, item)
-    windows = np.lib.stride_tricks.as_strided(padded, (size, size, batch, down, across, channels), strides)
-    return windows.reshape(size, size, -1, channels)
+    matrix, down, across = matrix.astype(x.dtype), -(-height // m), -(-width // m)
+    size, pad, run = matrix.shape[1], (matrix.shape[1] - m) // 2, batch * channels
+    padded = np.zeros((m * down + 2 * pad, m * across + 2 * pad, run), x.dtype)
+    padded[pad : pad + height, pad : pad + width] = pixels_first(x)
+    row, pixel, item = padded.strides
+    windows = as_strided(padded, (down, size, padded.shape[1] * run), (m * row, row, item))
+    rows = matrix @ windows  # (down, M, W + 2 pad, B C), the last two as one axis
+    windows = as_strided(rows, (down, len(matrix), across, size, run), (*rows.strides[:2], m * pixel, pixel, item))
+    out = np.empty((len(matrix), len(matrix), down, across, run), x.dtype)
+    np.matmul(matrix, windows, out=out.transpose(2, 0, 3, 1, 4))
+    return out.reshape(len(matrix), len(matrix), -1, channels)
 
 
-def convolve(x: Array, w: Array) -> tuple[Array, Array]:  # x (B, H, W, I), w (3, 3, I, O) -> y (B, H, W, O), d (6, 6, tiles, I)
+def to_tiles(matrix: Array, x: Array, batch: int, height: int, width: int) -> Array:  # matrix (m, N), x (N, N, tiles, C) -> (B, H, W, C)
+    """The matrix acting on x's first two axes gives the m x m pixels of each tile."""
+    m, n = matrix.shape
+    matrix, down, across = matrix.astype(x.dtype), -(-height // m), -(-width // m)
+    rows = (matrix @ x.reshape(n, -1)).reshape(m, n, down, across, -1)
+    y = np.empty((down, m, across, m, rows.shape[-1]), x.dtype)
+    np.matmul(matrix, rows.transpose(0, 2, 3, 1, 4), out=y.transpose(1, 0, 2, 3, 4))
+    return batch_first(y.reshape(m * down, m * across, -1)[:height, :width], batch)
+
+
+def convolve(x: Array, w: Array) -> tuple[Array, Array]:  # x (B, H, W, I), w (3, 3, I, O) -> y (B, H, W, O), d (n, n, tiles, I)
     """conv.convolve(x, w), and d = B^T (tiles of x) B for the backward pass."""
-    batch, height, width, _ = x.shape
-    down, across = -(-height // TILE), -(-width // TILE)
-    d = both(B_T, tiles(x, TILE + 2))
-    y = both(A_T, d @ both(G, w)).reshape(TILE, TILE, batch, down, across, -1)
-    y = y.transpose(2, 3, 0, 4, 1, 5).reshape(batch, TILE * down, TILE * across, -1)
-    return y[:, :height, :width], d
+    a_t, g, b_t = MATRICES[tile(*x.shape[1:3])]
+    d = from_tiles(b_t, x, len(a_t))
+    return to_tiles(a_t, d @ both(g, w), *x.shape[:3]), d
 
 
 def conv2d_forward(x: Array, w: Array, b: Array, stride: int = 1) -> tuple[Array, Cache]:
-    """As conv.conv2d_forward, which also takes what this one does not pay for."""
-    if stride > 1 or len(w) != 3 or min(w.shape[2:]) < FEWEST_CHANNELS:
-        y, cache = conv.conv2d_forward(x, w, b, stride)
-        return y, (None, cache)
+    """As conv.conv2d_forward, for kernels of 3 x 3 and stride 1 alone."""
     y, d = convolve(x, w)
     return y + b, (d, w)
 
@@ -69,21 +99,8 @@ def conv2d_forward(x: Array, w: Array, b: Array, stride: int = 1) -> tuple[Array
 def conv2d_backward(grad_y: Array, cache: Cache) -> tuple[Array, Grads]:
     """dL/dw = G^T [d^T (A (tiles of dL/dy) A^T)] G: the forward pass's steps, transposed; dL/dx as in conv.conv2d_backward."""
     d, w = cache
-    if d is None:
-        return conv.conv2d_backward(grad_y, w)
-    grad_m = both(A_T.T, tiles(grad_y, TILE))  # (6, 6, tiles, O)
-    grad_w = both(G.T, d.swapaxes(2, 3) @ grad_m)  # (3, 3, I, O)
-    grad_b = conv.pixel_sum(grad_y).sum(axis=0)
+    a_t, g, _ = MATRICES[len(d) - 2]
+    grad_m = from_tiles(a_t.T, grad_y, len(a_t))  # (n, n, tiles, O)
+    grad_w = both(g.T, d.swapaxes(2, 3) @ grad_m)  # (3, 3, I, O)
     grad_x, _ = convolve(grad_y, w[::-1, ::-1].swapaxes(2, 3))
-    return grad_x, {"w": grad_w, "b": grad_b}
-
-
-def pixel_sum(x: Array) -> Array:  # x (B, H, W, C) -> (B, C)
-    """conv.pixel_sum as a product with ones, three times as fast."""
-    return (np.ones((1, x.shape[1] * x.shape[2]), x.dtype) @ x.reshape(len(x), -1, x.shape[3]))[:, 0]
-
-
-def put_into(net: Any) -> None:
-    """These in the place of the plain ones, for a network's module: in a process that no one steps through."""
-    net.conv2d_forward, net.conv2d_backward = conv2d_forward, conv2d_backward
-    conv.pixel_sum = pixel_sum
+    return grad_x, {"w": grad_w, "b": layout.pixel_sum(grad_y).sum(axis=0)}
