@@ -22,10 +22,10 @@ import _likelihood
 import _score_unet
 from npdiff import __version__, likelihood, train
 from npdiff.backend import Array, to_numpy
-from npdiff.forward import q_sample, score_from_eps, x_0_from_eps
+from npdiff.forward import Time, q_sample, score_from_eps, x_0_from_eps
 from npdiff.kit import checkpoint, files, mnist, progress
 from npdiff.kit.errors import UserError
-from npdiff.kit.parallel import Workers, in_pieces
+from npdiff.kit.parallel import Workers, cut, rows_of
 from npdiff.nn import unet
 from npdiff.nn.params import Tree, flatten
 from npdiff.papers import improved_ddpm, ncsn, posterior, vdm
@@ -190,6 +190,18 @@ def draw_digits(digits: mnist.Digits, label_dropout: float) -> Callable[[int, np
         return mnist.to_model(digits.train_x[rows]), {"label": label}
 
     return sample
+
+
+def in_pieces(make: Callable[..., Predictor], size: int, **inputs: Array) -> Predictor:
+    """predict_eps(x_t, t) = make(**inputs)(x_t, t), each piece with its own rows of the inputs, in this process: for the memory's sake."""
+
+    def predict_eps(x_t: Array, t: Time) -> Array:
+        eps_hat = x_t * 0
+        for rows in cut(len(x_t), size):
+            eps_hat[rows] = make(**rows_of(inputs, rows))(x_t[rows], rows_of(t, rows))
+        return eps_hat
+
+    return predict_eps
 
 
 def langevin(predict_eps: Predictor, x: Array, schedule: Schedule, rng: np.random.Generator, steps: int) -> Iterator[Any]:

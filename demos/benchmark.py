@@ -41,6 +41,8 @@ except ImportError:
 
 CHAIN = schedule.cosine(1000)
 DIGITS = (28, 28, 1)
+LARGE = 2048  # points, for which two workers pay
+WARM = 0.03
 AGREE = 1e-3  # of float32 outputs and gradients, relative: rounding gives some 1e-5
 
 
@@ -83,10 +85,10 @@ class Case:
 
 def rows(xp: Any, threads: int, plain: bool, smoke: bool) -> dict[str, tuple[Case, str]]:
     """Each row's name, its case, and what of it is timed; with workers, or on a GPU replayed, what is large enough, unless plain."""
-    workers = parallel.Workers(threads, _digits.PIECE) if xp is np and not plain else None
+    workers, of_points = (parallel.Workers(threads, size) if xp is np and not plain else None for size in (_digits.PIECE, LARGE // 2))
     run = unet if xp is np or plain else _digits.replayed(unet)
     width, many = (8, 8) if smoke else (_digits.PRESETS[xp.__name__]["width"], _digits.PRESETS[xp.__name__]["batch"])
-    points = {n: Case(mlp, xp, n, (2,), None) for n in (32, 256, 2048)}
+    points = {n: Case(mlp, xp, n, (2,), of_points if n == LARGE else None) for n in (32, 256, LARGE)}
     digits = Case(unet, xp, many, DIGITS, workers, run, width=width)
     return {
         **{f"MLP step, batch {n}": (case, "step") for n, case in points.items()},
@@ -105,12 +107,17 @@ def compare(case: Case, twin: Any) -> None:
 
 
 def in_turn(functions: list[Callable[[], Any]], wait: Callable[[], None], repeats: int) -> list[float]:
-    """The median milliseconds of each function, called in turn `repeats` times; each call follows an untimed one of its own."""
+    """The median milliseconds of each function, called in turn `repeats` times.
+
+    Each timed call follows untimed ones of its own, of WARM seconds: by then the threads of whoever was timed before sleep.
+    """
     times: list[list[float]] = [[] for _ in functions]
     for _ in range(repeats):
         for function, of_function in zip(functions, times, strict=True):
-            function()
-            wait()
+            warm = time.perf_counter() + WARM
+            while time.perf_counter() < warm:
+                function()
+                wait()
             started = time.perf_counter()
             function()
             wait()

@@ -108,3 +108,12 @@ def test_numpy_hands_the_order_on():
     assert np.array_equal(layout.batch_first(layout.pixels_first(x), 3), x)
     for y in (x + 1, x * x[:, :1, :1], np.tanh(x), x + in_order(x, (1, 2, 0, 3)), np.concatenate([x, x], axis=3), x[..., :4] * 2):
         assert has_the_order_of_the_file(y)
+
+
+def test_a_forward_pass_keeps_for_the_backward_pass_what_is_asked_for(monkeypatch):
+    forward = fast.cached(conv.conv2d_forward)
+    x, w, b = normal_values(0, 1, 4, 4, 2), normal_values(1, 3, 3, 2, 3), normal_values(2, 3)
+    assert forward(x, w, b)[1] is not None
+    monkeypatch.setattr(fast, "backward_follows", False)
+    y, cache = forward(x, w, b)
+    assert cache is None and np.array_equal(y, conv.conv2d_forward(x, w, b)[0])

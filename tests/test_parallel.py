@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from npdiff.kit.parallel import Workers, cut, in_pieces, keep_freed_memory
+from _digits import in_pieces
+from npdiff.kit.parallel import Workers, cut, keep_freed_memory
 from npdiff.nn import conv, mlp, unet
 from npdiff.nn.params import flatten, unflatten
 from npdiff.reverse import predictor
@@ -75,6 +76,15 @@ def test_a_forward_pass_is_shared_row_by_row(two):
         out, cache = two.forward(unet).forward(params, x, level, told)
         assert cache is None
         np.testing.assert_allclose(out, unet.forward(params, x, level, told)[0], atol=1e-4)
+        np.testing.assert_array_equal(out, two.forward(unet).forward(params, x, level, label=told)[0])
+
+
+def test_who_only_goes_forward_keeps_nothing_and_the_next_gradient_is_the_same(two):
+    params, x_0, t, eps, label = batch(6)
+    before = two.gradient(unet, params, x_0, t, eps, CHAIN, label=label)
+    two.predictor(unet, params, CHAIN, label=label)(x_0, t)
+    after = two.gradient(unet, params, x_0, t, eps, CHAIN, label=label)
+    assert before[0] == after[0] and np.array_equal(before[1], after[1])
 
 
 def test_a_predictor_in_pieces_gives_each_row_its_own_t_and_label(two):

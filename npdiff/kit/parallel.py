@@ -33,22 +33,12 @@ def cut(n: int, size: int) -> list[slice]:
     return [slice(i, min(i + size, n)) for i in range(0, n, size)]
 
 
-def in_pieces(make: Callable[..., Predictor], size: int, **inputs: Array) -> Predictor:
-    """predict_eps(x_t, t) = make(**inputs)(x_t, t), each piece with its own rows of the inputs, in this process: for the memory's sake."""
-
-    def predict_eps(x_t: Array, t: Time) -> Array:
-        eps_hat = x_t * 0
-        for rows in cut(len(x_t), size):
-            eps_hat[rows] = make(**rows_of(inputs, rows))(x_t[rows], rows_of(t, rows))
-        return eps_hat
-
-    return predict_eps
-
-
 def rows_of(value: Any, rows: slice) -> Any:
-    """These rows of an array, or of each array of a dict; a number is the same for all rows."""
+    """These rows of an array, or of each array of a tuple or a dict; what has no rows, a number or a schedule, is the same for all."""
     if isinstance(value, dict):
         return {name: rows_of(each, rows) for name, each in value.items()}
+    if isinstance(value, tuple):
+        return tuple(rows_of(each, rows) for each in value)
     return value[rows] if np.ndim(value) else value
 
 
@@ -72,12 +62,11 @@ class Workers:
 
         Where the function gives a loss for each row, (B,), these are laid end to end.
         """
-        pieces = cut(len(x_0), self.size)
-        share = np.array([rows.stop - rows.start for rows in pieces], x_0.dtype) / np.asarray(len(x_0), x_0.dtype)
-        calls = [((x_0[rows], t[rows], eps[rows], schedule, *how), rows_of(inputs, rows)) for rows in pieces]
-        losses = self.map(self.of, net, params, calls, len(pieces))
+        calls = self.pieces((x_0, t, eps, schedule, *how), inputs)
+        share = np.array([len(arguments[0]) for arguments, _ in calls], x_0.dtype) / np.asarray(len(x_0), x_0.dtype)
+        losses = self.map(self.of, net, params, calls, len(calls))
         loss = np.concatenate(losses) if losses[0].ndim else (share * np.stack(losses)).sum()
-        return loss, share @ self.grads[: len(pieces)]
+        return loss, share @ self.grads[: len(calls)]
 
     def predictor(
         self, net: Any, params: Tree, schedule: Schedule, predict: str = "eps", guidance: float = 0.0, **inputs: Array
@@ -85,8 +74,7 @@ class Workers:
         """As `reverse.predictor`."""
 
         def predict_eps(x_t: Array, t: Time) -> Array:
-            pieces = cut(len(x_t), self.size)
-            calls = [((x_t[rows], rows_of(t, rows), schedule, predict, guidance), rows_of(inputs, rows)) for rows in pieces]
+            calls = self.pieces((x_t, t, schedule, predict, guidance), inputs)
             return np.concatenate(self.map(predict_piece, net, params, calls, 0))
 
         return predict_eps
@@ -94,12 +82,14 @@ class Workers:
     def forward(self, net: Any) -> Any:
         """`net` for whatever only goes forward, as `improved_ddpm.reverse` does: a forward pass shared, whose cache is None."""
 
-        def forward(params: Tree, x: Array, level: Array, label: np.ndarray | None = None) -> tuple[Array, None]:
-            pieces = cut(len(x), self.size)
-            calls: list[tuple] = [((x[rows], level[rows], None if label is None else label[rows]), {}) for rows in pieces]
-            return np.concatenate(self.map(forward_piece, net, params, calls, 0)), None
+        def forward(params: Tree, *arguments: Array, **inputs: Array) -> tuple[Array, None]:
+            return np.concatenate(self.map(forward_piece, net, params, self.pieces(arguments, inputs), 0)), None
 
         return SimpleNamespace(forward=forward)
+
+    def pieces(self, arguments: tuple, inputs: dict) -> list[tuple[tuple, dict]]:
+        """A function's arguments, of which the first is the batch, and its named inputs, piece by piece."""
+        return [(rows_of(arguments, rows), rows_of(inputs, rows)) for rows in cut(len(arguments[0]), self.size)]
 
     def map(self, function: Callable, net: Any, params: Tree, calls: list[tuple], grads: int) -> list[Any]:
         """What the workers answer to function(net, params, *arguments, **inputs), call by call; the gradients are put into self.grads."""
@@ -110,7 +100,7 @@ class Workers:
         self.theta[...] = theta
         try:
             for first, pipe in enumerate(self.pipes):
-                pipe.send((function, net.__name__, list(enumerate(calls))[first :: self.count]))
+                pipe.send((function, net.__name__, grads > 0, list(enumerate(calls))[first :: self.count]))
             answers = dict(answer for pipe in self.pipes for answer in pipe.recv())
         except BaseException:  # Ctrl-C among them: whatever the workers still have to say is not for the next call
             self.stop()
@@ -151,7 +141,7 @@ def work(pipe: Connection, raw: list[Any], like: Tree) -> None:
     fast.put_into(unet)
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
-            function, name, calls = pipe.recv()
+            function, name, fast.backward_follows, calls = pipe.recv()
             net = importlib.import_module(name)
             pipe.send([(i, answer(function, net, params, grads[i:], *call)) for i, call in calls])
 
@@ -171,8 +161,8 @@ def predict_piece(net: Any, params: Tree, x_t: Array, t: Time, *how: Any, **inpu
     return reverse.predictor(net, params, *how, **inputs)(x_t, t)
 
 
-def forward_piece(net: Any, params: Tree, *arguments: Any) -> Array:
-    return net.forward(params, *arguments)[0]
+def forward_piece(net: Any, params: Tree, *arguments: Any, **inputs: Any) -> Array:
+    return net.forward(params, *arguments, **inputs)[0]
 
 
 def keep_freed_memory() -> None:

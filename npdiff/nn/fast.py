@@ -3,6 +3,7 @@
 A reader can skip this file: nothing imports it but the processes of npdiff/kit/parallel.py, that no one steps through.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from npdiff.backend import Array
@@ -12,6 +13,7 @@ from npdiff.nn.ops import Cache, Grads
 
 FEW = 16  # channels: Winograd's algorithm does not pay for fewer
 plain_convolve = conv.convolve
+backward_follows = True  # False in a worker where no gradient is asked for
 
 
 def convolve(x: Array, w: Array, stride: int = 1) -> Array:
@@ -39,8 +41,19 @@ def conv2d_backward(grad_y: Array, cache: Cache) -> tuple[Array, Grads]:
     return backward(grad_y, cache)
 
 
+def cached(forward: Callable) -> Callable:
+    """An op's forward pass that keeps nothing for the backward pass unless one follows: memory still in cache is then used again."""
+
+    def lean_forward(*args: Any, **kwargs: Any) -> tuple[Array, Cache | None]:
+        y, cache = forward(*args, **kwargs)
+        return y, cache if backward_follows else None
+
+    return lean_forward
+
+
 def put_into(net: Any) -> None:
     """These in the place of the plain ones, for a network's module."""
     conv.convolve, conv.pixel_sum = convolve, layout.pixel_sum
-    net.conv2d_forward, net.conv2d_backward = conv2d_forward, conv2d_backward
-    net.group_norm_forward, net.group_norm_backward = layout.group_norm_forward, layout.group_norm_backward
+    net.conv2d_forward, net.conv2d_backward = cached(conv2d_forward), conv2d_backward
+    net.group_norm_forward, net.group_norm_backward = cached(layout.group_norm_forward), layout.group_norm_backward
+    net.scale_shift_forward, net.silu_forward = cached(net.scale_shift_forward), cached(net.silu_forward)

@@ -16,8 +16,7 @@ from npdiff.nn.ops import Cache, Grads
 
 def pixels_first(x: Array) -> Array:  # x (B, H, W, C) -> (H, W, B C)
     """x in the order of this file: a view where its memory is in that order, else a copy."""
-    batch, height, width, channels = x.shape
-    return np.ascontiguousarray(x.transpose(1, 2, 0, 3)).reshape(height, width, batch * channels)
+    return np.ascontiguousarray(x.transpose(1, 2, 0, 3)).reshape(*x.shape[1:3], -1)
 
 
 def batch_first(x: Array, batch: int) -> Array:  # x (H, W, B C) -> (B, H, W, C)
