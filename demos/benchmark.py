@@ -30,7 +30,7 @@ from npdiff import optim, sampler, schedule, train
 from npdiff.backend import Array, select, to_numpy
 from npdiff.kit import files, parallel
 from npdiff.kit.errors import UserError
-from npdiff.nn import mlp, unet
+from npdiff.nn import fast, mlp, unet
 from npdiff.nn.params import map_leaves, pack, unflatten
 from npdiff.reverse import predictor
 
@@ -163,7 +163,7 @@ def products(size: int, width: int, repeats: int) -> dict[str, float]:
 
 
 def profile(size: int, width: int, repeats: int) -> dict[str, float]:
-    """Milliseconds of each op, forward and backward, in the plain U-Net step on one piece."""
+    """Milliseconds of each op of the U-Net, as its module has them now, in a step on one piece."""
     case, spent = Case(unet, np, size, DIGITS, None, width=width), dict[str, float]()
     ops = {name: f for name, f in vars(unet).items() if name.endswith(("_forward", "_backward")) and f.__module__ != unet.__name__}
 
@@ -190,13 +190,12 @@ def profile(size: int, width: int, repeats: int) -> dict[str, float]:
     return spent
 
 
-def say_profile(spent: dict[str, float]) -> None:
-    whole = spent.pop("all")
-    print(f"\n{'op of the plain U-Net step, 16 images, one thread':<50} {'ms':>7} {'share':>7}")
-    for name, ms in sorted(spent.items(), key=lambda item: -item[1]):
-        print(f"{name:<50} {ms:7.2f} {ms / whole:7.1%}")
-    rest = whole - sum(spent.values())
-    print(f"{'all else: sums, concatenations, Python':<50} {rest:7.2f} {rest / whole:7.1%}")
+def say_profile(plain: dict[str, float], quick: dict[str, float]) -> None:
+    print(f"\n{'a U-Net step, 16 images, one thread, ms':<44} {'plain':>10} {'fast':>10} {'gain':>7}")
+    for spent in plain, quick:
+        spent["all else: sums, concatenations, Python"] = 2 * spent["all"] - sum(spent.values())
+    for name, ms in sorted(plain.items(), key=lambda item: -item[1]):
+        print(f"{name:<44} {ms:10.2f} {quick[name]:10.2f} {ms / quick[name]:7.1f}")
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -206,7 +205,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--plain", action="store_true", help="our plain code in one process: no workers, kernels or graphs")
     parser.add_argument("--tf32", action="store_true", help="on a GPU, for both sides: products in TensorFloat-32")
     parser.add_argument("--repeats", type=_cli.whole(1), metavar="N", help="timings of each row, of which the median counts; default 15")
-    parser.add_argument("--profile", action="store_true", help="also where the time of a step goes, op by op")
+    parser.add_argument("--profile", action="store_true", help="also where the time of a step goes, op by op, plain and fast")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows: name, ours_ms, peer_ms, ratio")
     parser.add_argument("--smoke", action="store_true", help="the smallest run")
     args = parser.parse_args(argv)
@@ -251,7 +250,9 @@ def main(args: argparse.Namespace) -> None:
         print(f"\nproducts take {p['share']:.0%} of the plain U-Net step on one thread, at {p['gflops']:.0f} GFLOP/s;", end=" ")
         print(f"one of two matrices of 1024 x 1024 runs at {p['ceiling_gflops']:.0f}")
         if args.profile:
-            say_profile(profile(size, width, args.repeats))
+            plain = profile(size, width, args.repeats)
+            fast.put_into(unet)
+            say_profile(plain, profile(size, width, args.repeats))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"peak memory of this process{', the peer included' if _peer else ''}: {peak:.2f} GiB; each worker has its own")
 

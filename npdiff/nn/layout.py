@@ -58,7 +58,7 @@ def group_norm_backward(grad_y: Array, cache: Cache) -> tuple[Array, Grads]:
     n, rest, rstd, scale, mean = cache
     sum_g = pixel_sum(grad_y)  # (B, C)
     sum_gn = (pixel_product(grad_y, n) - rest * sum_g) * rstd
-    mean_g, mean_gn = (scale * sum_g) @ mean, (scale * sum_gn) @ mean
+    mean_g, mean_gn = (scale * sum_g) @ mean, (scale * sum_gn) @ mean  # (B, C), times rstd
     grad_x = grad_y * scale[:, None, None]
     grad_x -= n * (rstd * mean_gn)[:, None, None]
     grad_x -= (mean_g - rest * rstd * mean_gn)[:, None, None]
