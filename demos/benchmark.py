@@ -190,6 +190,11 @@ def profile(size: int, width: int, repeats: int) -> dict[str, float]:
     return spent
 
 
+def say_products(p: dict[str, float]) -> None:
+    print(f"\nproducts take {p['share']:.0%} of the plain U-Net step on one thread, at {p['gflops']:.0f} GFLOP/s;", end=" ")
+    print(f"one of two matrices of 1024 x 1024 runs at {p['ceiling_gflops']:.0f}")
+
+
 def say_profile(plain: dict[str, float], quick: dict[str, float]) -> None:
     print(f"\n{'a U-Net step, 16 images, one thread, ms':<44} {'plain':>10} {'fast':>10} {'gain':>7}")
     for spent in plain, quick:
@@ -246,9 +251,7 @@ def main(args: argparse.Namespace) -> None:
         files.write_text(args.json, json.dumps(table, indent=1) + "\n")
     if xp is np:
         size, width = (4, 8) if args.smoke else (_digits.PIECE, 32)
-        p = products(size, width, args.repeats)
-        print(f"\nproducts take {p['share']:.0%} of the plain U-Net step on one thread, at {p['gflops']:.0f} GFLOP/s;", end=" ")
-        print(f"one of two matrices of 1024 x 1024 runs at {p['ceiling_gflops']:.0f}")
+        say_products(products(size, width, args.repeats))
         if args.profile:
             plain = profile(size, width, args.repeats)
             fast.put_into(unet)
