@@ -117,3 +117,13 @@ def test_a_forward_pass_keeps_for_the_backward_pass_what_is_asked_for(monkeypatc
     monkeypatch.setattr(fast, "backward_follows", False)
     y, cache = forward(x, w, b)
     assert cache is None and np.array_equal(y, conv.conv2d_forward(x, w, b)[0])
+
+
+def test_what_rounding_left_in_the_mean_is_taken_out():
+    # A constant of 1/3e-8: the first mean is off by the last digit, some 4, and eps alone stands against it.
+    x, gain, bias = np.full((1, 6, 5, 12), np.float32(1e8 / 3)), *normal_values(0, 2, 12, dtype=np.float32)
+    grad_y = normal_values(1, 1, 6, 5, 12, dtype=np.float32)
+    found, plain = (both_ways(of, "group_norm", x, grad_y, gain, bias, groups=2) for of in (layout, conv))
+    _, (_, rest, rstd, _, _) = layout.group_norm_forward(x, gain, bias, groups=2)
+    assert abs(rest).max() > 0.1 and rstd.max() > 100
+    np.testing.assert_allclose(found["gain"], plain["gain"], atol=1e-2)
