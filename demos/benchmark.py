@@ -42,7 +42,7 @@ except ImportError:
 CHAIN = schedule.cosine(1000)
 DIGITS = (28, 28, 1)
 LARGE = 2048  # points, for which two workers pay
-WARM = 0.03
+WARM = 0.03  # seconds
 AGREE = 1e-3  # of float32 outputs and gradients, relative: rounding gives some 1e-5
 
 
