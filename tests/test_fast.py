@@ -127,3 +127,17 @@ def test_what_rounding_left_in_the_mean_is_taken_out():
     _, (_, rest, rstd, _, _) = layout.group_norm_forward(x, gain, bias, groups=2)
     assert abs(rest).max() > 0.1 and rstd.max() > 100
     np.testing.assert_allclose(found["gain"], plain["gain"], atol=1e-2)
+
+
+def test_what_rounding_left_in_the_mean_counts_in_the_gradient_too():
+    # Numbers near 1e8/3 differ by 2 at least: these by a few such steps, so that what is left in the mean is a good part of their spread.
+    rng = np.random.default_rng(0)
+    x = np.float32(1e8 / 3) + 4 * rng.integers(0, 3, size=(1, 6, 5, 12)).astype(np.float32)
+    gain, bias = normal_values(0, 2, 12, dtype=np.float32)
+    _, cache = layout.group_norm_forward(x, gain, bias, groups=2)
+    n, rest, _, _, _ = cache
+    assert abs(rest).max() > 0.1
+    grad_y = n + normal_values(1, 1, 6, 5, 12, dtype=np.float32)  # so that the mean of g n is not small
+    exact = both_ways(conv, "group_norm", x.astype(np.float64), grad_y.astype(np.float64), gain, bias, groups=2)["grad_x"]
+    found, _ = layout.group_norm_backward(grad_y, cache)
+    assert np.linalg.norm(found - exact) < 1e-4 * np.linalg.norm(exact)
