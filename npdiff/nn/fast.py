@@ -1,6 +1,6 @@
 """The fast operations of a network on NumPy, in the place of those of npdiff/nn/conv.py, with which they agree to rounding.
 
-A reader can skip this file: nothing imports it but the processes of npdiff/kit/parallel.py, that no one steps through.
+A reader can skip this file: only the processes of npdiff/kit/parallel.py, that no one steps through, and demos/benchmark.py use it.
 """
 
 from collections.abc import Callable
