@@ -1,8 +1,9 @@
 """NumPy or CuPy: the array decides.
 
-A function that needs more than operators and methods asks the array that it was given: `xp = get_array_module(x)`.
-There is no global switch. `select` chooses the module once, at the edge of a program; the parameters and the data
-are moved there, and everything computed from them stays there. Importing npdiff never imports CuPy.
+A function that needs more than operators and methods asks the array that it was given: `xp =
+get_array_module(x)`. There is no global switch. `select` chooses the module once, at the edge of a
+program; the parameters and the data are moved there, and everything computed from them stays there.
+Importing npdiff never imports CuPy.
 """
 
 from types import ModuleType
@@ -32,7 +33,8 @@ def to_numpy(x: Array) -> np.ndarray:
 
 
 def sigmoid(x: Array) -> Array:
-    """1 / (1 + exp(-x)) = (1 + tanh(x/2)) / 2, which never overflows, and which neither module has."""
+    """1 / (1 + exp(-x)) = (1 + tanh(x/2)) / 2, which never overflows, and which neither module
+    has."""
     return 0.5 * get_array_module(x).tanh(0.5 * x) + 0.5
 
 
@@ -69,7 +71,8 @@ def select(name: str = "auto") -> ModuleType:
 
 
 def cupy_problem() -> str | None:
-    """Why CuPy cannot be used here, in one line, or None where it can: a small kernel was compiled and run."""
+    """Why CuPy cannot be used here, in one line, or None where it can: a small kernel was compiled
+    and run."""
     try:
         import cupy
     except ImportError as error:

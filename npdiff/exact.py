@@ -1,13 +1,14 @@
 """Data whose density, score and best possible predictor are known at every noise level.
 
-If x_0 ~ p then signal x_0 + noise eps has a density that is known too, where p is a mixture of Gaussians: a component
-N(m, C) becomes N(signal m, signal^2 C + noise^2 I). The swiss roll is such a mixture, with a component at every point
-of a curve. So beside everything that a network learns stands the function that it should have learned:
+If x_0 ~ p and p is a mixture of Gaussians, then signal x_0 + noise eps is a mixture of Gaussians
+too: a component N(m, C) becomes N(signal m, signal^2 C + noise^2 I). The swiss roll is such a
+mixture, with a component at every point of a curve. So beside everything that a network learns
+stands the function that it should have learned:
 
     eps*(x_t, t) = E[eps | x_t] = -noise_t grad log q(x_t)
 
-x has shape (N, d); signal and noise are floats, or arrays of shape (N, 1) that give each row its own. All is computed
-in float64 and returned in x's dtype.
+x has shape (N, d). signal and noise are floats, or arrays of shape (N, 1) that give each row its
+own. Everything is computed in float64 and returned in x's dtype.
 """
 
 import math
@@ -17,8 +18,11 @@ import numpy as np
 
 from npdiff import normal
 from npdiff.backend import Array, get_array_module
-from npdiff.forward import Time
-from npdiff.schedule import Schedule, check_t, coefficient
+from npdiff.forward import q_sample, q_step
+from npdiff.reverse import mean_per_eps, p_mean_from_eps
+from npdiff.schedule import Schedule, Time
+
+Terms = tuple[Array, list[tuple[Array, Array, Array]]]
 
 
 class Mixture:
@@ -33,15 +37,23 @@ class Mixture:
 
     def __init__(self, weights: Array, means: Array, covs: Array) -> None:
         weights, means, covs = (np.asarray(a, np.float64) for a in (weights, means, covs))
-        if means.ndim != 2 or weights.shape != means.shape[:1] or covs.shape != (*means.shape, means.shape[1]):
-            raise ValueError(f"needed: weights (K,), means (K, d), covs (K, d, d); got {weights.shape}, {means.shape}, {covs.shape}")
+        if (
+            means.ndim != 2
+            or weights.shape != means.shape[:1]
+            or covs.shape != (*means.shape, means.shape[1])
+        ):
+            raise ValueError(
+                f"needed: weights (K,), means (K, d), covs (K, d, d); got {weights.shape}, {means.shape}, {covs.shape}"
+            )
         if not (weights > 0).all() or not math.isclose(weights.sum(), 1, rel_tol=1e-9):
             raise ValueError(f"weights must be positive and sum to 1, got sum {weights.sum()}")
         variances, axes = np.linalg.eigh(covs)
         if not (variances > 0).all() or not np.allclose(covs, covs.swapaxes(1, 2)):
             raise ValueError("each of covs must be symmetric and positive definite")
         self.weights, self.means = weights, means
-        self.variances = variances.T.copy()  # (d, K)     the variance along axis j of component k; noise adds to it,
+        self.variances = (
+            variances.T.copy()
+        )  # (d, K)     the variance along axis j of component k; noise adds to it,
         self.axes = axes.transpose(2, 0, 1).copy()  # (d, K, d)  and leaves the axis as it is
         self.dim = means.shape[1]
 
@@ -57,64 +69,120 @@ class Mixture:
         return normal.log_sum_exp(log_terms)[:, 0].astype(x.dtype)
 
     def score(self, x: Array, signal: Array = 1.0, noise: Array = 0.0) -> Array:
-        """Gradient with respect to x of `log_prob`: the components' own scores, averaged as x belongs to them. (N, d) -> (N, d)."""
+        """grad log p(x): the components' scores, weighted by each component's posterior probability
+        given x.
+
+        (N, d) -> (N, d).
+        """
         score, _ = self._score_and_laplacian(x, signal, noise)
         return score.astype(x.dtype)
 
     def entropy(self) -> float:
-        """H = -int p log p dx in nats, by the trapezoid rule on a grid of half the narrowest width; ValueError for d > 2."""
+        """H = -int p log p dx in nats, by the trapezoid rule on a grid of half the narrowest width;
+        ValueError for d > 2."""
         if self.dim > 2:
-            raise ValueError(f"entropy is integrated on a grid, for d = 1 or 2, got d = {self.dim}; estimate it: -log_prob(sample).mean()")
+            raise ValueError(
+                f"entropy is integrated on a grid, for d = 1 or 2, got d = {self.dim}; estimate it: -log_prob(sample).mean()"
+            )
         narrowest, widest = np.sqrt(self.variances.min()), np.sqrt(self.variances.max())
         low, high = self.means.min(axis=0) - 9 * widest, self.means.max(axis=0) + 9 * widest
-        sides = [np.linspace(a, b, math.ceil(2 * (b - a) / narrowest) + 1) for a, b in zip(low, high, strict=True)]
-        rows = np.stack(np.meshgrid(*sides, indexing="ij"), axis=-1).reshape(len(sides[0]), -1, self.dim)
+        sides = [
+            np.linspace(a, b, math.ceil(2 * (b - a) / narrowest) + 1)
+            for a, b in zip(low, high, strict=True)
+        ]
+        rows = np.stack(np.meshgrid(*sides, indexing="ij"), axis=-1).reshape(
+            len(sides[0]), -1, self.dim
+        )
         log_p = np.stack([self.log_prob(row) for row in rows])
-        return float(-(np.exp(log_p) * log_p).sum() * math.prod(side[1] - side[0] for side in sides))
+        return float(
+            -(np.exp(log_p) * log_p).sum() * math.prod(side[1] - side[0] for side in sides)
+        )
 
     def predictor(self, schedule: Schedule) -> Callable[[Array, Time], Array]:
-        """The best predictor of eps in mean square, eps*(x_t, t) = E[eps | x_t] = -noise_t score(x_t), as predict_eps(x_t, t)."""
+        """The best predictor of the noise in mean square, as predict_eps(x_t, t).
+
+        eps*(x_t, t) = E[eps | x_t] = -noise_t score(x_t).
+        """
 
         def predict_eps(x_t: Array, t: Time) -> Array:
-            check_t(t, schedule)
-            signal_t, noise_t = coefficient(schedule.signal[t], x_t), coefficient(schedule.noise[t], x_t)
-            return -noise_t * self.score(x_t, signal_t, noise_t)
+            s = schedule.at(t, x_t)
+            return -s.noise * self.score(x_t, s.signal, s.noise)
 
         return predict_eps
 
     def irreducible_loss(self, x_t: Array, t: Time, schedule: Schedule) -> Array:
-        """E[|eps - eps*|^2 | x_t] / d: (N, d) -> (N,). Its mean over x_t ~ q(x_t) is the loss of a perfect network at t.
+        """E[|eps - eps*|^2 | x_t] / d:
 
-        That is the trace of Cov[eps | x_t] = I + noise_t^2 grad grad^T log q(x_t), which is Tweedie's formula, of second order.
+        (N, d) -> (N,). Its mean over x_t ~ q(x_t) is the loss of a perfect network.
+
+        This is the trace of Cov[eps | x_t] = I + noise_t^2 grad grad^T log q(x_t), Tweedie's
+        formula of second order.
         """
-        check_t(t, schedule)
         x = x_t.astype("float64")
-        signal_t, noise_t = coefficient(schedule.signal[t], x), coefficient(schedule.noise[t], x)
-        _, laplacian = self._score_and_laplacian(x, signal_t, noise_t)
-        return (1 + noise_t**2 * laplacian / self.dim)[:, 0].astype(x_t.dtype)
+        s = schedule.at(t, x)
+        _, laplacian = self._score_and_laplacian(x, s.signal, s.noise)
+        return (1 + s.noise**2 * laplacian / self.dim)[:, 0].astype(x_t.dtype)
 
-    def _terms(self, x: Array, signal: Array, noise: Array) -> tuple[Array, list[tuple[Array, Array, Array]]]:
-        """log(w_k N_k(x)), of shape (N, K), and along each axis j: the pull towards the centres, the variance, the axis."""
+    def reverse_step(self, x_t: Array, t: int, schedule: Schedule) -> tuple[Array, Array]:
+        """Mean (N, d) and covariance (N, d, d) of the true reverse step q(x_{t-1} | x_t), in
+        float64.
+
+        mean = that of eq. (11), Ho et al. 2020, with eps* for eps_hat cov  = beta_tilde I +
+        mean_per_eps^2 Cov[eps | x_t],  Cov[eps | x_t] = I + noise^2 grad grad^T log q(x_t)
+        """
+        x = x_t.astype("float64")
+        s = schedule.at(t, x)
+        identity = get_array_module(x).eye(self.dim)
+        mean = p_mean_from_eps(x, t, -s.noise * self.score(x, s.signal, s.noise), schedule)
+        cov_eps = identity + s.noise**2 * self._hessian(x, s.signal, s.noise)
+        return mean, s.beta_tilde * identity + float(mean_per_eps(t, schedule)) ** 2 * cov_eps
+
+    def _terms(self, x: Array, signal: Array, noise: Array) -> Terms:
+        """log(w_k N_k(x)), of shape (N, K), and for each axis j: the component's score along it,
+        its variance, the axis."""
         xp = get_array_module(x)
-        x, signal, noise = (a if isinstance(a, (int, float)) else a.astype("float64") for a in (x, signal, noise))
+        x, signal, noise = (
+            a if isinstance(a, (int, float)) else a.astype("float64") for a in (x, signal, noise)
+        )
         log_terms = xp.asarray(np.log(self.weights))
         along_axes = []
         for j in range(self.dim):
             axis = xp.asarray(self.axes[j])  # (K, d)
             centre = xp.asarray((self.axes[j] * self.means).sum(axis=1))  # (K,)
-            var = signal**2 * xp.asarray(self.variances[j]) + noise**2  # (K,), or (N, K) where each row has its own level
+            var = (
+                signal**2 * xp.asarray(self.variances[j]) + noise**2
+            )  # (K,), or (N, K) where each row has its own level
             offset = x @ axis.T - signal * centre  # (N, K)
             log_terms = log_terms + normal.log_prob(offset, 0.0, var)
             along_axes.append((-offset / var, var, axis))
         return log_terms, along_axes
 
     def _score_and_laplacian(self, x: Array, signal: Array, noise: Array) -> tuple[Array, Array]:
-        """grad log p and div grad log p, by grad p / p = sum_k r_k g_k with r_k the posterior of component k and g_k its score."""
+        """grad log p and div grad log p, with g_k and r_k the score and the posterior probability
+        of component k.
+
+        grad log p = sum_k r_k g_k,   div grad log p = sum_k r_k (|g_k|^2 + div g_k) - |grad log p|^2
+        """
         log_terms, along_axes = self._terms(x, signal, noise)
         r = get_array_module(x).exp(log_terms - normal.log_sum_exp(log_terms))  # (N, K)
-        score = sum((r * pull) @ axis for pull, _, axis in along_axes)  # (N, d)
-        spread = sum((r * (pull**2 - 1 / var)).sum(axis=1, keepdims=True) for pull, var, _ in along_axes)
+        score = sum((r * g) @ axis for g, _, axis in along_axes)  # (N, d)
+        spread = sum((r * (g**2 - 1 / var)).sum(axis=1, keepdims=True) for g, var, _ in along_axes)
         return score, spread - (score**2).sum(axis=1, keepdims=True)
+
+    def _hessian(self, x: Array, signal: float, noise: float) -> Array:
+        """grad grad^T log p = sum_k r_k (g_k g_k^T - C_k^{-1}) - grad log p (grad log p)^T:
+
+        (N, d) -> (N, d, d).
+        """
+        xp = get_array_module(x)
+        log_terms, along_axes = self._terms(x, signal, noise)
+        r = xp.exp(log_terms - normal.log_sum_exp(log_terms))  # (N, K)
+        g = sum(g[:, :, None] * axis for g, _, axis in along_axes)  # (N, K, d)
+        hessian = xp.einsum("nk,nki,nkj->nij", r, g, g, optimize=True)
+        for _, var, axis in along_axes:
+            hessian -= xp.einsum("nk,ki,kj->nij", r, axis / var[:, None], axis, optimize=True)
+        score = (r[:, :, None] * g).sum(axis=1)  # (N, d)
+        return hessian - score[:, :, None] * score[:, None, :]
 
 
 class Gaussian(Mixture):
@@ -129,7 +197,8 @@ class Gaussian(Mixture):
 
 
 def gauss_legendre(edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes and weights of int f(u) du from the first to the last edge, 16 to each panel between two: (P+1,) -> (16 P,), (16 P,)."""
+    """Nodes and weights of int f(u) du from the first to the last edge, 16 to each panel between
+    two: (P+1,) -> (16 P,), (16 P,)."""
     nodes, weights = np.polynomial.legendre.leggauss(16)
     low, high = edges[:-1, None], edges[1:, None]
     half = (high - low) / 2  # (P, 1)
@@ -137,18 +206,22 @@ def gauss_legendre(edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 class SwissRoll(Mixture):
-    """The curve c(u) = (u cos u, u sin u), u uniform on (1.5 pi, 4.5 pi), thickened by N(0, noise^2 I), then standardised.
+    """The curve c(u) = (u cos u, u sin u), u uniform on (1.5 pi, 4.5 pi), thickened by N(0, noise^2
+    I), then standardised.
 
-    This is the roll of scikit-learn's make_swiss_roll seen from the side, minus its mean and divided by one scalar
-    (6.8075 at noise 0.5), so that the mean of its two variances is 1 and the noise stays the same in every direction.
-    Since p(x) = E_u N(x; c(u), noise^2 I), a quadrature over u makes it a Mixture with its components along the curve.
+    This is the roll of scikit-learn's make_swiss_roll seen from the side, minus its mean and
+    divided by one scalar (6.8075 at noise 0.5), so that the mean of its two variances is 1 and the
+    noise stays the same in every direction. Since p(x) = E_u N(x; c(u), noise^2 I), a quadrature
+    over u makes it a Mixture with its components along the curve.
     """
 
     U_MIN, U_MAX = 1.5 * math.pi, 4.5 * math.pi
 
     def __init__(self, noise: float = 0.5) -> None:
         if not 0 < noise < math.inf:
-            raise ValueError(f"noise must be above 0 (a bare curve has no density in the plane), got {noise}")
+            raise ValueError(
+                f"noise must be above 0 (a bare curve has no density in the plane), got {noise}"
+            )
         self.centre = np.array([2.0, 2 / (3 * math.pi)])  # E[c(u)]
         mean_square = (self.U_MAX**3 - self.U_MIN**3) / (9 * math.pi)  # E[u^2] = E|c(u)|^2
         self.scale = math.sqrt((mean_square - (self.centre**2).sum()) / 2 + noise**2)
@@ -167,21 +240,78 @@ class SwissRoll(Mixture):
         return (self.curve(u) + self.noise * rng.standard_normal((n, 2))).astype(dtype)
 
     def _quadrature(self, width: float) -> Mixture:
-        """The roll as a Mixture good enough for Gaussians of this width: Gauss-Legendre, 16 nodes to a piece of four widths.
+        """The roll as a Mixture good enough for Gaussians of this width:
 
-        Pieces of one arc length are equal in u^2 but for a part in u^4; their number is a power of 2, and each is kept.
+        Gauss-Legendre, 16 nodes to a piece of four widths.
+
+        Pieces of one arc length are equal in u^2 but for a part in u^4; their number is a power of
+        2, and each is kept.
         """
         arc_length = (self.U_MAX**2 - self.U_MIN**2) / 2 / self.scale
         panels = 2 ** max(3, math.ceil(math.log2(arc_length / (4 * width))))
         if panels not in self._by_panels:
-            u, weights = gauss_legendre(np.sqrt(np.linspace(self.U_MIN**2, self.U_MAX**2, panels + 1)))
+            u, weights = gauss_legendre(
+                np.sqrt(np.linspace(self.U_MIN**2, self.U_MAX**2, panels + 1))
+            )
             covs = np.broadcast_to(self.noise**2 * np.eye(2), (len(u), 2, 2))
-            self._by_panels[panels] = Mixture(weights / (self.U_MAX - self.U_MIN), self.curve(u), covs)
+            self._by_panels[panels] = Mixture(
+                weights / (self.U_MAX - self.U_MIN), self.curve(u), covs
+            )
         return self._by_panels[panels]
 
-    def _terms(self, x: Array, signal: Array, noise: Array) -> tuple[Array, list[tuple[Array, Array, Array]]]:
-        """As in `Mixture`, with as many components as the narrowest level of the batch needs: noise widens each of them."""
+    def _terms(self, x: Array, signal: Array, noise: Array) -> Terms:
+        """As in `Mixture`, with as many components as the narrowest level of the batch needs: noise
+        widens each of them."""
         signal_max = signal if isinstance(signal, (int, float)) else float(signal.max())
         noise_min = noise if isinstance(noise, (int, float)) else float(noise.min())
         width = math.hypot(self.noise, noise_min / signal_max) if signal_max > 0 else math.inf
         return self._quadrature(min(width, 1.0))._terms(x, signal, noise)
+
+
+# The true reverse step against its best Gaussian: why a Gaussian step is enough, and when it is not.
+
+
+def non_gaussianity(
+    data: Mixture, t: int, schedule: Schedule, n: int, rng: np.random.Generator
+) -> float:
+    """E KL(q(x_{t-1} | x_t) || its best Gaussian) in nats, estimated from n points.
+
+    q(x_{t-1} | x_t) = q(x_t | x_{t-1}) q(x_{t-1}) / q(x_t), and the best Gaussian has its mean and
+    covariance. In many steps the reverse step is Gaussian; in few it takes the shape of the data.
+    """
+    s, d = schedule, data.dim
+    x_0 = data.sample(n, rng, np.float64)
+    x_prev = q_sample(x_0, t - 1, rng.standard_normal(x_0.shape), s) if t > 1 else x_0
+    eps = rng.standard_normal(x_0.shape)
+    x_t = q_step(x_prev, t, eps, s)
+
+    log_q_step = normal.log_prob(eps, 0.0, 1.0).sum(axis=1) - d / 2 * math.log(
+        s.beta[t]
+    )  # of x_t given x_{t-1}
+    log_q_prev = data.log_prob(x_prev, float(s.signal[t - 1]), float(s.noise[t - 1]))
+    log_q_t = data.log_prob(x_t, float(s.signal[t]), float(s.noise[t]))
+
+    mean, cov = data.reverse_step(x_t, t, s)
+    offset = x_prev - mean
+    squares = (offset * np.linalg.solve(cov, offset[..., None])[..., 0]).sum(axis=1)
+    log_gaussian = -0.5 * (d * normal.LOG_2PI + np.linalg.slogdet(cov)[1] + squares)
+    return normal.mean_kl(log_q_step + log_q_prev - log_q_t - log_gaussian)
+
+
+def reverse_draws(
+    data: Mixture, x_t: np.ndarray, t: int, schedule: Schedule, n: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """n draws of q(x_{t-1} | x_t) for one x_t of shape (d,), and n of its best Gaussian:
+
+    (n, d), (n, d).
+
+    Draws of q(x_{t-1}) are resampled with probabilities proportional to q(x_t | x_{t-1}).
+    """
+    x_0 = data.sample(200 * n, rng, np.float64)
+    x_prev = q_sample(x_0, t - 1, rng.standard_normal(x_0.shape), schedule) if t > 1 else x_0
+    mean_t, beta_t = math.sqrt(schedule.alpha[t]) * x_prev, float(schedule.beta[t])
+    log_w = normal.log_prob(x_t, mean_t, beta_t).sum(axis=1)
+    w = np.exp(log_w - log_w.max())
+    mean, cov = data.reverse_step(x_t[None], t, schedule)
+    drawn = x_prev[rng.choice(len(w), size=n, p=w / w.sum())]
+    return drawn, rng.multivariate_normal(mean[0], cov[0], size=n)

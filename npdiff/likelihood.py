@@ -1,13 +1,16 @@
-"""The bound on the likelihood, term by term. Log-likelihoods and divergences are in nats, a data point.
+"""The bound on the likelihood, term by term.
 
-    -log p(x_0) <= L_T + sum_{t=2}^{T} L_{t-1} + L_0,                                  eq. (5), Ho et al. 2020, arXiv:2006.11239
+Log-likelihoods and divergences are in nats a data point.
+
+    -log p(x_0) <= L_T + sum_{t=2}^{T} L_{t-1} + L_0,      eq. (5), Ho et al. 2020, arXiv:2006.11239
 
     L_T      = KL(q(x_T | x_0) || N(0, I))
     L_{t-1}  = E KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t))
     L_0      = -E log p(x_0 | x_1)
 
-The reverse step p(x_{t-1} | x_t) = N(mean, var) comes from a function reverse(x_t, t) -> mean, var: `fixed` makes one from any
-predict_eps, `npdiff/papers/improved_ddpm.py` one whose variance is learned. Divide by the dimension and by log 2 for bits a dimension.
+The reverse step p(x_{t-1} | x_t) = N(mean, var) is a function reverse(x_t, t) -> mean, var. `fixed`
+makes one from any predict_eps; npdiff/papers/improved_ddpm.py makes one whose variance is learned.
+Divide by the number of coordinates and by log 2 for bits per dimension.
 """
 
 import math
@@ -18,15 +21,16 @@ import numpy as np
 
 from npdiff import normal
 from npdiff.backend import Array, get_array_module, standard_normal, to_numpy
-from npdiff.forward import Time, prior_kl, q_posterior, q_sample, q_step
-from npdiff.reverse import mean_slope, p_mean_from_eps
-from npdiff.schedule import Schedule, coefficient
+from npdiff.forward import prior_kl, q_posterior, q_sample, q_step
+from npdiff.reverse import mean_per_eps, p_mean_from_eps
+from npdiff.schedule import Schedule, Time
 
 Reverse = Callable[[Array, Time], tuple[Array, Array]]
 
 
 class Term(NamedTuple):
-    """A line of the ledger: its mean over the data in nats, and the standard error of that."""
+    """One term of the bound: its mean over the data in nats, and the standard error of that
+    mean."""
 
     name: str  # "L_T", "L_t-1" or "L_0"
     t: int
@@ -34,32 +38,57 @@ class Term(NamedTuple):
     error: float
 
 
-def fixed(predict_eps: Callable[[Array, Time], Array], schedule: Schedule, variance: str | np.ndarray = "beta_tilde") -> Reverse:
-    """reverse(x_t, t) -> the mean of eq. (11), Ho et al. 2020, and a variance that is fixed: "beta", "beta_tilde", or a table (T+1,)."""
+def fixed(
+    predict_eps: Callable[[Array, Time], Array],
+    schedule: Schedule,
+    variance: str | np.ndarray = "beta_tilde",
+) -> Reverse:
+    """reverse(x_t, t) -> the mean of eq. (11), Ho et al. 2020, and a fixed variance.
+
+    variance : "beta", "beta_tilde", or a table of shape (T+1,)
+    """
     table = variance_table(variance, schedule) if isinstance(variance, str) else variance
 
     def reverse(x_t: Array, t: Time) -> tuple[Array, Array]:
-        return p_mean_from_eps(x_t, t, predict_eps(x_t, t), schedule), coefficient(table[t], x_t)
+        mean = p_mean_from_eps(x_t, t, predict_eps(x_t, t), schedule)
+        return mean, per_row(table[t], x_t)
 
     return reverse
 
 
+def per_row(value: np.ndarray, x: Array) -> Array:
+    """A number of the host for each row of x, ready to multiply it:
+
+    (B,) -> (B, 1, ..., 1); a float for one number.
+    """
+    if np.ndim(value) == 0:
+        return float(value)
+    return get_array_module(x).asarray(value.astype(x.dtype).reshape(-1, *[1] * (x.ndim - 1)))
+
+
 def variance_table(name: str, schedule: Schedule) -> np.ndarray:
-    """The variance of each step, (T+1,): "beta", or "beta_tilde" with beta_1 at t = 1, where beta_tilde is 0 and would leave no density."""
+    """The variance of each step, (T+1,): "beta" or "beta_tilde".
+
+    At t = 1 beta_tilde is 0 and would leave no density; beta_1 stands in its place.
+    """
     if name == "beta":
         return schedule.beta
     return np.concatenate([schedule.beta[:2], schedule.beta_tilde[2:]])
 
 
 def best_variance(loss: np.ndarray, schedule: Schedule) -> np.ndarray:
-    """The variance of each reverse step that makes the bound smallest, for a predictor whose loss |eps - eps_hat|^2 has the means loss[t].
+    """The variance of each reverse step that minimises the bound, for a predictor with mean loss
+    |eps - eps_hat|^2 = loss[t].
 
-    v_t = beta_tilde_t + w_t^2 loss_t,  w_t = `reverse.mean_slope`:  the mean of |x_{t-1} - mean|^2; all a dimension, in tables (T+1,).
+    variance_t = beta_tilde_t + w_t^2 loss_t,   w_t = `reverse.mean_per_eps`
 
-    x_{t-1} has variance beta_tilde given x_t and x_0, and its mean moves by w_t with eps. For a perfect predictor this is the mean
-    variance of q(x_{t-1} | x_t). Theorem 1, Bao et al. 2022, arXiv:2201.06503, written with the loss for the score.
+    This is the mean of |x_{t-1} - mean|^2: x_{t-1} has variance beta_tilde given x_t and x_0, and
+    its mean moves by w_t with eps. For a perfect predictor it is the mean variance of q(x_{t-1} |
+    x_t). All a coordinate, in tables (T+1,). Theorem 1, Bao et al. 2022, arXiv:2201.06503, written
+    with the loss in the place of the score.
     """
-    return schedule.beta_tilde + np.concatenate([[0.0], mean_slope(np.arange(1, schedule.T + 1), schedule) ** 2 * loss[1:]])
+    w = mean_per_eps(np.arange(1, schedule.T + 1), schedule)
+    return schedule.beta_tilde + np.concatenate([[0.0], w**2 * loss[1:]])
 
 
 def gaussian_decoder(x_0: Array, mean: Array, var: Array) -> Array:
@@ -68,15 +97,17 @@ def gaussian_decoder(x_0: Array, mean: Array, var: Array) -> Array:
 
 
 def discretised_decoder(x_0: Array, mean: Array, var: Array) -> Array:
-    """log p(x_0 | x_1) of pixels 0..255 that stand as x/127.5 - 1 in [-1, 1], in nats, for each: the mass of N(mean, var) around x_0.
+    """log p(x_0 | x_1) of pixels 0..255, scaled to x/127.5 - 1 in [-1, 1], in nats, for each pixel.
 
-    p(x_0) = Phi((x_0 + 1/255 - mean)/sigma) - Phi((x_0 - 1/255 - mean)/sigma), and the ends reach to infinity: the 256 sum to 1.
-    Eq. (13), Ho et al. 2020, arXiv:2006.11239.
+    p(x_0) = Phi((x_0 + 1/255 - mean) / sigma) - Phi((x_0 - 1/255 - mean) / sigma),
+
+    the mass of N(mean, var) around x_0. The two end values take the tails, so the 256 masses sum to
+    1. Eq. (13), Ho et al. 2020, arXiv:2006.11239.
     """
     xp, sigma = get_array_module(x_0), var**0.5
     upper = xp.where(x_0 > 0.999, math.inf, (x_0 + 1 / 255 - mean) / sigma)
     lower = xp.where(x_0 < -0.999, -math.inf, (x_0 - 1 / 255 - mean) / sigma)
-    # Above 0 the difference of two numbers near 1 would lose its digits: there the mirror image is taken.
+    # Above 0 the difference of two numbers near 1 would lose its digits, so the mirror image is taken.
     above = lower + upper > 0
     log_upper = normal.log_cdf(xp.where(above, -lower, upper))
     log_lower = normal.log_cdf(xp.where(above, -upper, lower))
@@ -84,29 +115,38 @@ def discretised_decoder(x_0: Array, mean: Array, var: Array) -> Array:
 
 
 def step_kl(x_0: Array, x_t: Array, t: Time, schedule: Schedule, reverse: Reverse) -> Array:
-    """L_{t-1} for each data point: KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)), summed over its coordinates: (B, ...) -> (B,). t >= 2."""
+    """L_{t-1} of each data point, t >= 2:  KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)), in nats:
+
+    (B, ...) -> (B,).
+    """
     mean, var = reverse(x_t, t)
     mean_q, var_q = q_posterior(x_0, x_t, t, schedule)
     return normal.kl(mean_q, var_q, mean, var).reshape(len(x_0), -1).sum(axis=1)
 
 
 def bound(
-    x_0: Array, schedule: Schedule, reverse: Reverse, rng: np.random.Generator, decoder: Callable[..., Array] = gaussian_decoder
+    x_0: Array,
+    schedule: Schedule,
+    reverse: Reverse,
+    rng: np.random.Generator,
+    decoder: Callable[..., Array] = gaussian_decoder,
 ) -> Iterator[tuple[Term, np.ndarray]]:
-    """The ledger of eq. (5), from L_T down to L_0: T + 1 terms, each with what it is for each data point, (B,); one x_t is drawn for each.
+    """The terms of eq.
 
-    Sum the second entries over the terms for the bound of each data point. With a draw for every t each term is estimated on its
-    own ("Rao-Blackwellised": the KL is exact, only x_t is drawn).
+    (5), from L_T down to L_0, each with its value at each data point, of shape (B,).
+
+    Sum the values over the T + 1 terms for the bound at each data point. Each term draws its own
+    x_t; the KL given x_t is exact ("Rao-Blackwellised").
     """
-    yield ledger_line("L_T", schedule.T, prior_kl(x_0, schedule))
+    yield term("L_T", schedule.T, prior_kl(x_0, schedule))
     for t in range(schedule.T, 1, -1):
         x_t = q_sample(x_0, t, standard_normal(rng, x_0.shape, like=x_0), schedule)
-        yield ledger_line("L_t-1", t, step_kl(x_0, x_t, t, schedule, reverse))
+        yield term("L_t-1", t, step_kl(x_0, x_t, t, schedule, reverse))
     x_1 = q_sample(x_0, 1, standard_normal(rng, x_0.shape, like=x_0), schedule)
-    yield ledger_line("L_0", 1, -decoder(x_0, *reverse(x_1, 1)).reshape(len(x_0), -1).sum(axis=1))
+    yield term("L_0", 1, -decoder(x_0, *reverse(x_1, 1)).reshape(len(x_0), -1).sum(axis=1))
 
 
-def ledger_line(name: str, t: int, nats: Array) -> tuple[Term, np.ndarray]:
+def term(name: str, t: int, nats: Array) -> tuple[Term, np.ndarray]:
     values = to_numpy(nats).astype(np.float64)
     return Term(name, t, *mean_and_error(values)), values
 
@@ -117,12 +157,18 @@ def mean_and_error(values: np.ndarray) -> tuple[float, float]:
 
 
 def path(
-    x_0: Array, schedule: Schedule, reverse: Reverse, rng: np.random.Generator, decoder: Callable[..., Array] = gaussian_decoder
+    x_0: Array,
+    schedule: Schedule,
+    reverse: Reverse,
+    rng: np.random.Generator,
+    decoder: Callable[..., Array] = gaussian_decoder,
 ) -> Array:
-    """The bound of a chain x_0, ..., x_T seen as a hierarchy of latent variables, whose encoder has no parameters: (B, ...) -> (B,), nats.
+    """The bound along one path x_0, ..., x_T of q, in nats: (B, ...) -> (B,).
 
-    -log N(x_T; 0, I) - sum_t log p(x_{t-1} | x_t) + sum_t log q(x_t | x_{t-1}),  on one path of q. Eq. (3), Ho et al. 2020.
-    The same in expectation as the sum of `bound`, and of larger variance.
+    -log N(x_T; 0, I) - sum_t log p(x_{t-1} | x_t) + sum_t log q(x_t | x_{t-1}).   Eq. (3), Ho et al. 2020.
+
+    It treats the chain as a hierarchy of latent variables whose encoder has no parameters. Its
+    expectation is the sum of `bound`, and its variance is larger.
     """
 
     def total(log_p: Array) -> Array:
@@ -134,35 +180,73 @@ def path(
         x_t = q_step(x_prev, t, eps, schedule)
         mean, var = reverse(x_t, t)
         log_p = decoder(x_0, mean, var) if t == 1 else normal.log_prob(x_prev, mean, var)
-        log_q = normal.log_prob(eps, 0.0, 1.0) - 0.5 * math.log(schedule.beta[t])  # of x_t given x_{t-1}
+        log_q = normal.log_prob(eps, 0.0, 1.0) - 0.5 * math.log(
+            schedule.beta[t]
+        )  # of x_t given x_{t-1}
         nats = nats + total(log_q - log_p)
         x_prev = x_t
     return nats - total(normal.log_prob(x_prev, 0.0, 1.0))
 
 
 def terms_from_loss(loss: np.ndarray, schedule: Schedule, variance: np.ndarray) -> np.ndarray:
-    """The terms t = 1..T in nats a dimension, with the Gaussian decoder, of a predictor whose loss |eps - eps_hat|^2 has the means loss[t].
+    """The terms t = 1..T in nats a coordinate, with the Gaussian decoder, for a predictor with mean
+    loss loss[t].
 
-    L_{t-1} = 1/2 [r - 1 - log r + w_t^2 loss_t / var_t],  r = beta_tilde_t / var_t,  w_t = `reverse.mean_slope`;  L_0 likewise with
-    1/2 [log(2 pi var_1) + w_1^2 loss_1 / var_1]. Tables of shape (T+1,), 0 at t = 0. The bound is linear in the loss at each t.
+    L_{t-1} = 1/2 [r - 1 - log r + w_t^2 loss_t / var_t],   r = beta_tilde_t / var_t,  w_t = `reverse.mean_per_eps`
+    L_0     = 1/2 [log(2 pi var_1) + w_1^2 loss_1 / var_1]
+
+    Tables of shape (T+1,), 0 at t = 0. The bound is linear in the loss |eps - eps_hat|^2 at each t.
     """
     var, beta_tilde, terms = variance[1:], schedule.beta_tilde[1:], np.zeros(schedule.T + 1)
-    w2 = mean_slope(np.arange(1, schedule.T + 1), schedule) ** 2
+    w2 = mean_per_eps(np.arange(1, schedule.T + 1), schedule) ** 2
     r = np.where(beta_tilde > 0, beta_tilde / var, 1.0)
     terms[1:] = 0.5 * (r - 1 - np.log(r) + w2 * loss[1:] / var)
     terms[1] += 0.5 * (normal.LOG_2PI + math.log(var[0]))
     return terms
 
 
-def sampled(
-    x_0: Array, schedule: Schedule, reverse: Reverse, rng: np.random.Generator, p: np.ndarray, decoder: Callable[..., Array]
-) -> tuple[Array, np.ndarray, Array]:
-    """The bound of many images at little cost: for each data point L_0, one t in 2..T drawn with probabilities p[t], and L_{t-1} / p[t].
+# The bound of many images at little cost: one t is drawn for each, where the terms are large.
 
-    Three arrays (B,), in nats, of which the third is unbiased for sum_{t=2}^{T} L_{t-1}. p has shape (T+1,), with p[0] = p[1] = 0.
+
+def one_t_bound(
+    x_0: Array,
+    schedule: Schedule,
+    reverse: Reverse,
+    rng: np.random.Generator,
+    p: np.ndarray,
+    decoder: Callable[..., Array],
+) -> tuple[Array, np.ndarray, Array]:
+    """For each data point L_0, one t in 2..T drawn with probabilities p[t], and L_{t-1} / p[t].
+
+    Three arrays of shape (B,), in nats. The third is an unbiased estimate of sum_{t=2}^{T} L_{t-1}.
+    p has shape (T+1,), with p[0] = p[1] = 0; see `importance`.
     """
     t = rng.choice(schedule.T + 1, size=len(x_0), p=p)
     x_1 = q_sample(x_0, 1, standard_normal(rng, x_0.shape, like=x_0), schedule)
-    first = -decoder(x_0, *reverse(x_1, 1)).reshape(len(x_0), -1).sum(axis=1)
+    L_0 = -decoder(x_0, *reverse(x_1, 1)).reshape(len(x_0), -1).sum(axis=1)
     x_t = q_sample(x_0, t, standard_normal(rng, x_0.shape, like=x_0), schedule)
-    return first, t, step_kl(x_0, x_t, t, schedule, reverse) * get_array_module(x_0).asarray(1 / p[t])
+    return L_0, t, step_kl(x_0, x_t, t, schedule, reverse) * per_row(1 / p[t], L_0)
+
+
+def importance(
+    x_0: Array, schedule: Schedule, reverse: Reverse, rng: np.random.Generator, count: int = 40
+) -> np.ndarray:
+    """p[t] proportional to the root mean square of L_{t-1}, of shape (T+1,): the p with the least
+    variance in `one_t_bound`.
+
+    It is measured on x_0 at about `count` values of t and interpolated between them.
+    """
+    ts = [t for t in spread_over_t(schedule.T, count) if t > 1]
+    root_mean_square = []
+    for t in ts:
+        x_t = q_sample(x_0, t, standard_normal(rng, x_0.shape, like=x_0), schedule)
+        nats = to_numpy(step_kl(x_0, x_t, t, schedule, reverse)).astype(np.float64)
+        root_mean_square.append(math.sqrt((nats**2).mean()))
+    log_t = np.log(np.arange(2, schedule.T + 1))
+    p = np.exp(np.interp(log_t, np.log(ts), np.log(root_mean_square)))
+    return np.concatenate([[0.0, 0.0], p / p.sum()])
+
+
+def spread_over_t(T: int, count: int) -> list[int]:
+    """About `count` different t from 1 to T, denser at small t, where most of the structure is."""
+    return sorted({max(1, round(T ** (i / (count - 1)))) for i in range(count)} | {1, T})

@@ -16,7 +16,8 @@ def log(x: Array) -> Array:
 
 
 def log_prob(x: Array, mean: Array, var: Array) -> Array:
-    """log N(x; mean, var) = -1/2 [log(2 pi var) + (x - mean)^2 / var], in nats, for each coordinate."""
+    """log N(x; mean, var) = -1/2 [log(2 pi var) + (x - mean)^2 / var], in nats, for each
+    coordinate."""
     return -0.5 * (LOG_2PI + log(var) + (x - mean) ** 2 / var)
 
 
@@ -26,7 +27,8 @@ def entropy(var: Array) -> Array:
 
 
 def kl(mean_1: Array, var_1: Array, mean_2: Array, var_2: Array) -> Array:
-    """KL(N(mean_1, var_1) || N(mean_2, var_2)) = 1/2 [r - 1 - log r + (mean_1 - mean_2)^2 / var_2],  r = var_1 / var_2.
+    """KL(N(mean_1, var_1) || N(mean_2, var_2)) = 1/2 [r - 1 - log r + (mean_1 - mean_2)^2 / var_2],
+    r = var_1 / var_2.
 
     In nats, for each coordinate.
     """
@@ -35,13 +37,19 @@ def kl(mean_1: Array, var_1: Array, mean_2: Array, var_2: Array) -> Array:
 
 
 def log_cdf(x: Array) -> Array:
-    """log Phi(x), Phi(x) = erfc(-x / sqrt(2)) / 2, of x's shape, in float64: from erfc of the standard library, on the host.
+    """log Phi(x), Phi(x) = erfc(-x / sqrt(2)) / 2, of x's shape, in float64: from erfc of the
+    standard library, on the host.
 
-    Far out erfc is 0, and the series of its tail is taken: log Phi(x) = -x^2/2 - log(-x sqrt(2 pi)) + log(1 - 1/x^2 + 3/x^4 - 15/x^6).
+    Far out erfc is 0, and the series of its tail is taken: log Phi(x) = -x^2/2 - log(-x sqrt(2 pi))
+    + log(1 - 1/x^2 + 3/x^4 - 15/x^6).
     """
     on_host = to_numpy(x).astype(np.float64)
     near, far = np.maximum(on_host, -20.0), np.minimum(on_host, -20.0)
-    tail = -0.5 * (far**2 + LOG_2PI) - np.log(-far) + np.log1p((-1 + (3 - 15 / far**2) / far**2) / far**2)
+    tail = (
+        -0.5 * (far**2 + LOG_2PI)
+        - np.log(-far)
+        + np.log1p((-1 + (3 - 15 / far**2) / far**2) / far**2)
+    )
     body = np.log(0.5 * np.asarray(_erfc(near / -math.sqrt(2)), np.float64))
     return get_array_module(x).asarray(np.where(on_host < -20, tail, body))
 
@@ -54,3 +62,15 @@ def log_sum_exp(x: Array) -> Array:
     xp = get_array_module(x)
     largest = x.max(axis=1, keepdims=True)
     return largest + xp.log(xp.exp(x - largest).sum(axis=1, keepdims=True))
+
+
+def mean_kl(log_ratio: np.ndarray) -> float:
+    """KL(q || p) in nats from log_ratio = log q - log p at draws of q, of shape (N,).
+
+    The mean of log_ratio + c (exp(-log_ratio) - 1): exp(-log_ratio) = p / q has the mean 1, so
+    every c is unbiased. Of these c the one with the smallest error is taken. Where p is close to q
+    it is near 1, and most of the error cancels.
+    """
+    excess = np.expm1(-log_ratio)
+    c = -np.cov(log_ratio, excess)[0, 1] / max(float(excess.var(ddof=1)), 1e-300)
+    return float((log_ratio + c * excess).mean())

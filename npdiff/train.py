@@ -1,11 +1,12 @@
-"""The training loop: noise the data, let the network guess the noise, follow the gradient.
+"""The training loop: noise the data, predict the noise, follow the gradient.
 
-Algorithm 1, Ho et al. 2020, arXiv:2006.11239. `train` is a generator that yields every step with all its quantities:
+Algorithm 1, Ho et al. 2020, arXiv:2006.11239. `train` is a generator that yields every step with
+all its quantities:
 
     state = start(mlp.init(rng))
     for step in train(mlp, state, sample, schedule, rng, steps=10_000):
         ...
-    predict_eps = predictor(mlp, state.ema_params, schedule)
+    predict_eps = predictor(mlp, state, schedule)
 """
 
 from collections.abc import Callable, Iterator
@@ -19,15 +20,21 @@ from npdiff.forward import q_sample
 from npdiff.loss import l_simple
 from npdiff.nn.params import Tree, flatten, pack, unflatten
 from npdiff.optim import adam, average, clip_norm, learning_rate
-from npdiff.reverse import network_input
+from npdiff.output import check_predict, network_input
 from npdiff.schedule import Schedule
+
+Objective = Callable[..., tuple[Array, Array]]
 
 
 @dataclass
 class State:
-    """All that training changes: theta, the average of its past, Adam's two moments, and how many steps were taken.
+    """All that training changes, and what the network learns to predict.
 
-    `params` and `ema_params` are views of theta and ema, as a network takes them.
+    theta, ema    the parameters as one vector, and their average over past steps
+    m, v          Adam's two moments
+    params, ema_params    views of theta and ema, as a network takes them
+    predict       what the network's output stands for: see `output.py`
+    step          how many steps were taken
     """
 
     theta: Array
@@ -36,6 +43,7 @@ class State:
     v: Array
     params: Tree
     ema_params: Tree
+    predict: str = "eps"
     step: int = 0
 
 
@@ -44,15 +52,18 @@ class TrainStep(NamedTuple):
     x_0: Array
     t: np.ndarray
     eps: Array
-    loss: Array  # L_simple a dimension, of shape (), on the device: float(loss) waits for it
+    losses: Array  # the objective of each row, (B,)
+    loss: Array  # and its weighted mean, of shape (), on the device: float(loss) waits for it
     grad: Array  # dL/dtheta, before clipping
 
 
-def start(params: Tree) -> State:
-    """The state before the first step, with a copy of these parameters."""
+def start(params: Tree, predict: str = "eps") -> State:
+    """The state before the first step, with a copy of these parameters, of a network that will
+    learn to `predict`."""
+    check_predict(predict)
     theta, params = pack(params)
     ema = theta.copy()
-    return State(theta, ema, theta * 0, theta * 0, params, unflatten(ema, params))
+    return State(theta, ema, theta * 0, theta * 0, params, unflatten(ema, params), predict)
 
 
 def gradient(
@@ -63,38 +74,84 @@ def gradient(
     eps: Array,
     schedule: Schedule,
     predict: str = "eps",
-    weight: str = "eps",
+    objective: Objective = l_simple,
+    weight: np.ndarray | None = None,
+    network_input: Callable[..., tuple[Array, Array]] = network_input,
     **inputs: Any,
 ) -> tuple[Array, Array]:
-    """L_simple on a batch and dL/dtheta, of shape (P,): noise the data, let the network guess the noise, go back through it.
+    """The objective of each row, and the gradient with respect to theta of its weighted mean.
 
-    `inputs` are further arguments of net.forward, such as label.
+    Noise the data, predict, go back through the network. L = mean over the batch of weight loss.
+
+    Parameters
+    ----------
+    net, params : a module such as npdiff.nn.mlp, and its parameters
+    x_0, eps : arrays of shape (B, ...);  t : ints of shape (B,)
+    predict : what the network's output stands for
+    objective : objective(out, x_0, t, eps, schedule, predict) -> loss (B,), grad_out: see `loss.py`
+    weight : array of shape (B,) on the host, for t that were not drawn uniformly; default 1
+    network_input : network_input(x_t, t, schedule) -> x, level: what the network is given
+    inputs : further arguments of net.forward, such as label
+
+    Returns
+    -------
+    losses : array of shape (B,)
+    grad : array of shape (P,), dL/dtheta
     """
     x_t = q_sample(x_0, t, eps, schedule)
     x, level = network_input(x_t, t, schedule)
     out, cache = net.forward(params, x, level, **inputs)
-    loss, grad_out = l_simple(out, x_0, t, eps, schedule, predict, weight)
-    _, grads = net.backward(params, cache, grad_out)
-    return loss, flatten(grads)
+    losses, grad_out = objective(out, x_0, t, eps, schedule, predict)
+    _, grads = net.backward(params, cache, grad_out * mean_weight(weight, grad_out))
+    return losses, flatten(grads)
 
 
-def update(state: State, grad: Array, steps: int, lr: float, hold: float, clip: float, beta_2: float, ema_decay: float) -> None:
-    """Step state.step + 1 of `steps`, along dL/dtheta: the gradient clipped, Adam at the rate of that step, the average of theta."""
+def mean_weight(weight: np.ndarray | None, x: Array) -> Array:
+    """weight / B, ready to multiply x of shape (B, ...); 1 / B for weight=None."""
+    if weight is None:
+        return 1 / len(x)
+    each = (weight / len(x)).astype(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+    return get_array_module(x).asarray(each)
+
+
+def update(
+    state: State,
+    grad: Array,
+    steps: int,
+    lr: float = 1e-3,
+    hold: float = 0.0,
+    clip: float = 1.0,
+    decay_2: float = 0.999,
+    ema_decay: float = 0.999,
+    adam: Callable[..., None] = adam,
+) -> None:
+    """Step state.step + 1 of `steps` along dL/dtheta: clip the gradient, take a step of Adam,
+    average theta.
+
+    Parameters
+    ----------
+    lr, hold : the peak of `optim.learning_rate`, and the share of the steps for which it is held
+    clip : the largest norm of the gradient
+    decay_2 : the decay of Adam's second moment
+    ema_decay : the decay of the average of theta
+    """
     state.step += 1
     rate = learning_rate(state.step, steps, lr, hold=hold)
-    adam(state.theta, clip_norm(grad, clip), state.m, state.v, state.step, rate, beta_2=beta_2)
+    adam(state.theta, clip_norm(grad, clip), state.m, state.v, state.step, rate, decay_2=decay_2)
     average(state.ema, state.theta, state.step, ema_decay)
 
 
 def uniform(batch: int, T: int, rng: np.random.Generator) -> np.ndarray:
-    """t uniform on 1..T."""
+    """t uniform on 1..T, as in Algorithm 1 of Ho et al. 2020."""
     return rng.integers(1, T + 1, size=batch)
 
 
 def early(batch: int, T: int, rng: np.random.Generator) -> np.ndarray:
-    """t = ceil(T u^2), u uniform on (0, 1]: P(t <= k) = sqrt(k / T), so the small t, where the bound is made, come more often.
+    """t = ceil(T u^2), u uniform on (0, 1]: small t, which dominate the bound, are drawn more
+    often.
 
-    No weight takes that back: it is L_simple with t weighed by its probability, about 1 / (2 sqrt(t T)).
+    P(t <= k) = sqrt(k / T). No weight undoes this: the objective is then L_simple with t weighed by
+    its probability, about 1 / (2 sqrt(t T)).
     """
     return np.ceil(T * (1 - rng.random(batch)) ** 2).astype(np.int64)
 
@@ -107,38 +164,36 @@ def train(
     rng: np.random.Generator,
     steps: int,
     batch: int = 512,
-    predict: str = "eps",
-    weight: str = "eps",
-    lr: float = 1e-3,
-    clip: float = 1.0,
-    beta_2: float = 0.999,
-    ema_decay: float = 0.999,
-    hold: float = 0.0,
-    draw_t: Callable[[int, int, np.random.Generator], np.ndarray] = uniform,
-    gradient: Callable[..., tuple[Array, Array]] = gradient,
+    objective: Objective = l_simple,
+    draw_t: Callable[[int, int, np.random.Generator], Any] = uniform,
+    update: Callable[[State, Array, int], None] = update,
 ) -> Iterator[TrainStep]:
-    """Algorithm 1, Ho et al. 2020, arXiv:2006.11239, from state.step + 1 to `steps`; `state` is changed in place.
+    """Algorithm 1, Ho et al.
+
+    2020, arXiv:2006.11239, from state.step + 1 to `steps`; `state` is changed in place.
 
     Parameters
     ----------
     net : a module with forward and backward, such as npdiff.nn.mlp
-    sample : sample(batch, rng) -> x_0, of shape (batch, ...), or x_0 and a dict of further arguments of net.forward
+    state : from `start`, which is told what the network predicts
+    sample : sample(batch, rng) -> x_0 of shape (batch, ...); or x_0 and a dict of further arguments of net.forward
     rng : draws the data, t and eps
-    predict, weight : see `loss.l_simple`
-    lr, hold : the peak of `optim.learning_rate`, and the share of the steps that it is held for
-    clip : the largest norm of the gradient
-    beta_2 : of Adam
-    draw_t : draw_t(batch, T, rng) -> t
-    gradient : how loss and dL/dtheta are found: `gradient` above, or something faster that agrees with it
+    objective : objective(out, x_0, t, eps, schedule, predict) -> loss (B,), grad_out: see `loss.py`
+    draw_t : draw_t(batch, T, rng) -> t; or t and the weight of each row
+    update : update(state, grad, steps); settings of the optimiser are bound by partial(update, lr=...)
     """
     while state.step < steps:
-        drawn = sample(batch, rng)
-        x_0, inputs = drawn if isinstance(drawn, tuple) else (drawn, {})
+        data = sample(batch, rng)
+        x_0, inputs = data if isinstance(data, tuple) else (data, {})
         x_0 = get_array_module(state.theta).asarray(x_0)
-        t = draw_t(batch, schedule.T, rng)
+        drawn = draw_t(batch, schedule.T, rng)
+        t, weight = drawn if isinstance(drawn, tuple) else (drawn, None)
         eps = standard_normal(rng, x_0.shape, like=x_0)
 
-        loss, grad = gradient(net, state.params, x_0, t, eps, schedule, predict, weight, **inputs)
+        losses, grad = gradient(
+            net, state.params, x_0, t, eps, schedule, state.predict, objective, weight, **inputs
+        )
 
-        update(state, grad, steps, lr, hold, clip, beta_2, ema_decay)
-        yield TrainStep(state.step, x_0, t, eps, loss, grad)
+        update(state, grad, steps)
+        loss = (losses * mean_weight(weight, losses)).sum()
+        yield TrainStep(state.step, x_0, t, eps, losses, loss, grad)

@@ -1,22 +1,27 @@
-"""The parts of a network, as pairs: a forward pass, and beside it the backward pass, derived by hand.
+"""The parts of a network, as pairs: a forward pass and, beside it, its backward pass, derived by
+hand.
 
     y, cache      = op_forward(x, ...)
     grad_x, grads = op_backward(grad_y, cache)
 
-For a loss L, grad_y is dL/dy, handed down from above; by the chain rule grad_x = (dy/dx)^T grad_y. `cache` is what the
-backward pass needs of the forward pass, and `grads` holds the parameters' gradients under the forward pass's names. No
-state is kept anywhere. To check a pair of your own, see npdiff/kit/gradcheck.py.
+For a loss L, grad_y is dL/dy, handed down from above; by the chain rule grad_x = (dy/dx)^T grad_y.
+`cache` is what the backward pass needs from the forward pass. `grads` holds the gradients of the
+parameters, under the names that the forward pass gives them. No state is kept anywhere. To check a
+pair of your own, see npdiff/gradcheck.py.
 """
 
+import numpy as np
+
 from npdiff.backend import Array, get_array_module, sigmoid
-from npdiff.fuse import elementwise
 
 Cache = tuple
 Grads = dict[str, Array]
 
+LEVEL_MIN, LEVEL_MAX = -7.0, 7.0  # beyond these x is data, or noise, to within a part in a thousand
 
-def linear_forward(x: Array, w: Array, b: Array) -> tuple[Array, Cache]:  # x (B, I), w (I, O), b (O,) -> y (B, O)
-    """y = x w + b."""
+
+def linear_forward(x: Array, w: Array, b: Array) -> tuple[Array, Cache]:
+    """y = x w + b.   x (B, I), w (I, O), b (O,) -> y (B, O)."""
     return x @ w + b, (x, w)
 
 
@@ -29,31 +34,24 @@ def linear_backward(grad_y: Array, cache: Cache) -> tuple[Array, Grads]:
     return grad_x, {"w": grad_w, "b": grad_b}
 
 
-def silu_forward(x: Array) -> tuple[Array, Cache]:  # any shape
-    """y = x sigmoid(x)."""
-    y, s = _silu(x)
+def silu_forward(x: Array) -> tuple[Array, Cache]:
+    """y = x sigmoid(x).   any shape."""
+    s = sigmoid(x)
+    y = x * s
     return y, (s, y)
 
 
 def silu_backward(grad_y: Array, cache: Cache) -> tuple[Array, Grads]:
     """dL/dx = dL/dy dy/dx, with s = sigmoid(x) and dy/dx = s + x s (1 - s) = s + y (1 - s)."""
     s, y = cache
-    return _silu_gradient(grad_y, s, y), {}
+    return grad_y * (s + y * (1 - s)), {}
 
 
-@elementwise
-def _silu(x: Array) -> tuple[Array, Array]:
-    s = sigmoid(x)
-    return x * s, s
+def embed_forward(x: Array, frequencies: Array) -> tuple[Array, Cache]:
+    """y = [sin(x f), cos(x f)]: waves, by which a small network can tell close inputs apart.
 
-
-@elementwise
-def _silu_gradient(grad_y: Array, s: Array, y: Array) -> Array:
-    return grad_y * (s + y * (1 - s))
-
-
-def embed_forward(x: Array, frequencies: Array) -> tuple[Array, Cache]:  # x (B, I), frequencies (I, F) -> y (B, 2 F)
-    """y = [sin(x f), cos(x f)]: waves, by which a small network can tell close inputs apart. The frequencies are fixed."""
+    x (B, I), frequencies f (I, F), which are fixed -> y (B, 2 F).
+    """
     xp = get_array_module(x)
     angle = x @ frequencies  # (B, F)
     sin, cos = xp.sin(angle), xp.cos(angle)
@@ -68,16 +66,14 @@ def embed_backward(grad_y: Array, cache: Cache) -> tuple[Array, Grads]:
     return grad_angle @ frequencies.T, {}
 
 
-def residual_forward(x: Array, w: Array, b: Array) -> tuple[Array, Cache]:  # x (B, C) -> y (B, C)
-    """y = x + linear(silu(x)): the layer learns what to add to x."""
-    h, silu_cache = silu_forward(x)
-    h, linear_cache = linear_forward(h, w, b)
-    return x + h, (silu_cache, linear_cache)
+def level_waves(level: Array, frequencies: np.ndarray) -> Array:
+    """[sin(level f), cos(level f)], with level = log(noise / signal) clipped to the range above.
 
+    The level is not learned, so nothing goes back through it.
 
-def residual_backward(grad_y: Array, cache: Cache) -> tuple[Array, Grads]:
-    """dL/dx = dL/dy, straight through the sum, plus what comes back through the layer."""
-    silu_cache, linear_cache = cache
-    grad_h, grads = linear_backward(grad_y, linear_cache)
-    grad_h, _ = silu_backward(grad_h, silu_cache)
-    return grad_y + grad_h, grads
+    level (B,), frequencies (F,) on the host -> (B, 2 F).
+    """
+    xp = get_array_module(level)
+    level = xp.clip(level, LEVEL_MIN, LEVEL_MAX)[:, None]  # (B, 1)
+    waves, _ = embed_forward(level, xp.asarray(frequencies[None].astype(level.dtype)))
+    return waves

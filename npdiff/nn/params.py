@@ -1,7 +1,8 @@
 """theta: all parameters of a network as one vector.
 
-A network sees a tree of named arrays, {"first": {"w": ..., "b": ...}, ...}; an optimiser sees one vector. `pack` makes
-both from the same memory: the arrays of the tree are views of theta, so an update of theta is seen by the network.
+A network sees a tree of named arrays, {"first": {"w": ..., "b": ...}, ...}; an optimiser sees one
+vector. `pack` makes both from the same memory: the arrays of the tree are views of theta, so an
+update of theta is seen by the network.
 """
 
 import math
@@ -14,20 +15,32 @@ Tree = dict  # of arrays, and of further trees
 
 def leaves(tree: Tree) -> list[Array]:
     """The arrays of the tree, in the tree's own order."""
-    return [leaf for value in tree.values() for leaf in (leaves(value) if isinstance(value, dict) else [value])]
+    return [
+        leaf
+        for value in tree.values()
+        for leaf in (leaves(value) if isinstance(value, dict) else [value])
+    ]
 
 
 def flatten(tree: Tree) -> Array:
-    """The arrays of the tree laid end to end: shape (P,). For gradients it gives dL/dtheta in theta's order."""
+    """The arrays of the tree laid end to end: shape (P,).
+
+    For gradients it gives dL/dtheta in theta's order.
+    """
     arrays = leaves(tree)
     return get_array_module(arrays[0]).concatenate([a.reshape(-1) for a in arrays])
 
 
 def unflatten(theta: Array, like: Tree) -> Tree:
-    """theta as a tree of views, with the names and shapes of `like`. ValueError where the sizes differ."""
+    """theta as a tree of views, with the names and shapes of `like`.
+
+    ValueError where the sizes differ.
+    """
     size = sum(a.size for a in leaves(like))
     if theta.shape != (size,):
-        raise ValueError(f"theta must have shape ({size},), as these parameters do, got {theta.shape}")
+        raise ValueError(
+            f"theta must have shape ({size},), as these parameters do, got {theta.shape}"
+        )
     tree, start = {}, 0
     for name, value in like.items():
         if isinstance(value, dict):
@@ -48,4 +61,7 @@ def pack(tree: Tree) -> tuple[Array, Tree]:
 
 def map_leaves(function: Callable[[Array], Array], tree: Tree) -> Tree:
     """The tree with function(array) in the place of each array."""
-    return {name: map_leaves(function, value) if isinstance(value, dict) else function(value) for name, value in tree.items()}
+    return {
+        name: map_leaves(function, value) if isinstance(value, dict) else function(value)
+        for name, value in tree.items()
+    }
