@@ -1,17 +1,19 @@
-"""How fast is npdiff? Every row is our time, a peer's on the same work, and their ratio, from one run that takes them in turn.
+"""How fast is npdiff? Each row is our time, a peer's on the same work, and their ratio.
 
     python demos/benchmark.py                  on a CPU, beside PyTorch where it is installed
     python demos/benchmark.py --backend cupy   on a GPU
 
-The peer is PyTorch, eager, with the same networks (demos/_peer.py): before anything is timed, outputs and gradients from the same
-weights are compared.
+One run times the two in turn. The peer is PyTorch, eager, with the same networks (lab/peer.py).
+Before anything is timed, outputs and gradients from the same weights are compared.
 """
 
 import argparse
 import os
 
 for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(name, "1")
+    os.environ.setdefault(
+        name, "1"
+    )  # the engine shares the batch among processes, not each product
 
 import json
 import platform
@@ -19,101 +21,135 @@ import resource
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
-import _cli
-import _digits
-from npdiff import optim, sampler, schedule, train
+from lab import cli, files
+from lab.digits_flags import cores
+from lab.errors import UserError
+from npdiff import fast, sampler, train
 from npdiff.backend import Array, select, to_numpy
-from npdiff.kit import files, parallel
-from npdiff.kit.errors import UserError
-from npdiff.nn import fast, mlp, unet
+from npdiff.fast import numpy_ops
+from npdiff.loss import l_target
+from npdiff.nn import conv, mlp, unet
 from npdiff.nn.params import map_leaves, pack, unflatten
 from npdiff.reverse import predictor
+from npdiff.schedule import cosine
 
 try:
-    import _peer
+    from lab import peer
 except ImportError:
-    _peer = None  # type: ignore[assignment]
+    peer = None  # type: ignore[assignment]
 
-CHAIN = schedule.cosine(1000)
+SCHEDULE = cosine(1000)
 DIGITS = (28, 28, 1)
+SIZES = {"numpy": (32, 64), "cupy": (64, 256)}  # width of the U-Net and images in a batch
+SMOKE_SIZES = (8, 8)
+ROWS = 16  # images that a worker takes at a time
 LARGE = 2048  # points, for which two workers pay
 WARM = 0.03  # seconds
-AGREE = 1e-3  # of float32 outputs and gradients, relative: rounding gives some 1e-5
+AGREE = 1e-3  # relative, for float32 outputs and gradients: rounding gives some 1e-5
 
 
+@dataclass
 class Case:
-    """A network, a batch for it, and what makes it fast, workers or a net that takes its place: for one row of the table."""
+    """A network with a batch: what a row of the table is measured on."""
 
-    def __init__(
-        self, net: Any, xp: Any, batch: int, shape: tuple[int, ...], workers: parallel.Workers | None, run: Any = None, **sizes: int
-    ) -> None:
-        rng = np.random.default_rng(0)
-        theta, like = pack(net.init(rng, **sizes))
-        theta += 0.02 * rng.standard_normal(theta.size, dtype=np.float32)  # nothing starts at 0, so that every gradient counts
-        self.net, self.xp, self.workers, self.run = net, xp, workers, run or net
-        self.state = train.start(map_leaves(xp.asarray, unflatten(theta, like)))
-        self.x_0, self.eps = (xp.asarray(rng.standard_normal((batch, *shape), dtype=np.float32)) for _ in range(2))
-        self.t = rng.integers(1, CHAIN.T + 1, batch)
-        self.inputs = {"label": rng.integers(0, 10, batch)} if net is unet else {}
+    state: train.State
+    x_0: Array
+    t: np.ndarray
+    eps: Array
+    inputs: dict[str, np.ndarray]  # the labels, where the network takes them
+    net: Any  # the network, or the engine's
+    forward_net: Any
+    update: Callable[..., None]
 
-    def gradient(self) -> tuple[Array, Array]:
-        gradient = self.workers.gradient if self.workers else train.gradient
-        return gradient(self.run, self.state.params, self.x_0, self.t, self.eps, CHAIN, "v", "target", **self.inputs)
+    def gradient(self) -> Array:
+        batch = self.x_0, self.t, self.eps
+        _, grad = train.gradient(
+            self.net, self.state.params, *batch, SCHEDULE, "v", l_target, **self.inputs
+        )
+        return grad
 
     def step(self) -> None:
-        """A step of training, without the drawing of data and noise."""
-        s, (_, grad) = self.state, self.gradient()
-        optim.adam(s.theta, optim.clip_norm(grad, 1.0), s.m, s.v, 100, 1e-5, beta_2=0.99)
-        optim.average(s.ema, s.theta, 100)
-
-    def predictor(self, guidance: float = 0.0) -> Callable[[Array, Any], Array]:
-        make = self.workers.predictor if self.workers else predictor
-        return make(self.run, self.state.params, CHAIN, "v", guidance, **self.inputs)
+        """A step of training, without the draws of data and noise."""
+        self.update(self.state, self.gradient(), steps=10**9, lr=1e-5, decay_2=0.99)
 
     def forward(self) -> Array:
-        return self.predictor()(self.x_0, self.t)
+        predict_eps = predictor(self.forward_net, self.state.params, SCHEDULE, "v", **self.inputs)
+        return predict_eps(self.x_0, self.t)
 
-    def sample(self, steps: int = 5) -> Array:
-        *_, last = sampler.ddim(self.predictor(guidance=0.5), self.eps, CHAIN, steps)
+    def sample(self) -> Array:
+        predict_eps = predictor(
+            self.forward_net, self.state.params, SCHEDULE, "v", guidance=0.5, **self.inputs
+        )
+        *_, last = sampler.ddim(predict_eps, self.eps, SCHEDULE, steps=5)
         return last.x_prev
 
 
-def rows(xp: Any, threads: int, plain: bool, smoke: bool) -> dict[str, tuple[Case, str]]:
-    """Each row's name, its case, and what of it is timed; with workers, or on a GPU replayed, what is large enough, unless plain."""
-    workers, of_points = (parallel.Workers(threads, size) if xp is np and not plain else None for size in (_digits.PIECE, LARGE // 2))
-    run = unet if xp is np or plain else _digits.replayed(unet)
-    width, many = (8, 8) if smoke else (_digits.PRESETS[xp.__name__]["width"], _digits.PRESETS[xp.__name__]["batch"])
-    points = {n: Case(mlp, xp, n, (2,), of_points if n == LARGE else None) for n in (32, 256, LARGE)}
-    digits = Case(unet, xp, many, DIGITS, workers, run, width=width)
+def case(
+    book_net: Any, engine: fast.Engine, xp: Any, batch: int, shape: tuple[int, ...], **sizes: int
+) -> Case:
+    """A random batch and random parameters, of which none is 0, so every gradient counts."""
+    rng = np.random.default_rng(0)
+    theta, like = pack(book_net.init(rng, **sizes))
+    theta += 0.02 * rng.standard_normal(theta.size, dtype=np.float32)
+    state = train.start(map_leaves(xp.asarray, unflatten(theta, like)), predict="v")
+    x_0, eps = rng.standard_normal((2, batch, *shape), dtype=np.float32)
+    t = rng.integers(1, SCHEDULE.T + 1, batch)
+    inputs = {"label": rng.integers(0, 10, batch)} if book_net is unet else {}
+    return Case(state, xp.asarray(x_0), t, xp.asarray(eps), inputs, *engine)
+
+
+def rows(args: argparse.Namespace, xp: Any) -> dict[str, tuple[Case, str]]:
+    """Each row's name, its case, and the method of it that is timed."""
+    points = large = fast.Engine(mlp, mlp, train.update)
+    digits = fast.Engine(unet, unet, train.update)
+    if not args.plain:
+        digits = fast.engine(unet, xp, args.threads, ROWS)
+        large = fast.engine(mlp, xp, args.threads, LARGE // 2)
+        # On NumPy a small batch of points is not worth sending to workers.
+        points = large if xp is not np else fast.Engine(mlp, mlp, large.update)
+    width, many = SMOKE_SIZES if args.smoke else SIZES[xp.__name__]
+    of_points = {
+        n: case(mlp, large if n == LARGE else points, xp, n, (2,)) for n in (32, 256, LARGE)
+    }
+    of_digits = case(unet, digits, xp, many, DIGITS, width=width)
     return {
-        **{f"MLP step, batch {n}": (case, "step") for n, case in points.items()},
-        f"U-Net step, batch {many}, width {width}": (digits, "step"),
-        f"U-Net forward, {many} digits": (digits, "forward"),
-        f"DDIM with guidance, 5 steps, {many} digits": (digits, "sample"),
+        **{f"MLP step, batch {n}": (each, "step") for n, each in of_points.items()},
+        f"U-Net step, batch {many}, width {width}": (of_digits, "step"),
+        f"U-Net forward, {many} digits": (of_digits, "forward"),
+        f"DDIM with guidance, 5 steps, {many} digits": (of_digits, "sample"),
     }
 
 
 def compare(case: Case, twin: Any) -> None:
     """UserError where our output or gradient and the twin's differ by more than AGREE, relative."""
-    for ours, peers in [(case.forward(), twin.as_ours(twin.forward())), (case.gradient()[1], twin.gradient())]:
+    pairs = (case.forward(), twin.as_ours(twin.forward())), (case.gradient(), twin.gradient())
+    for ours, peers in pairs:
         difference = float(np.linalg.norm(to_numpy(ours) - peers) / np.linalg.norm(peers))
         if not difference < AGREE:
-            raise UserError(f"the peer's network is not ours: outputs or gradients differ by {difference:.1e}")
+            raise UserError(
+                f"the peer's network is not ours: outputs or gradients differ by {difference:.1e}"
+            )
 
 
-def in_turn(functions: list[Callable[[], Any]], wait: Callable[[], None], repeats: int) -> list[float]:
+def in_turn(
+    functions: list[Callable[[], Any]], wait: Callable[[], None], repeats: int
+) -> list[float]:
     """The median milliseconds of each function, called in turn `repeats` times.
 
-    Each timed call follows untimed ones of its own, of WARM seconds: by then the threads of whoever was timed before sleep.
+    Untimed calls of the same function for WARM seconds precede each timed one: by then the threads
+    of the function before it sleep.
     """
     times: list[list[float]] = [[] for _ in functions]
     for _ in range(repeats):
-        for function, of_function in zip(functions, times, strict=True):
+        for function, its_times in zip(functions, times, strict=True):
             warm = time.perf_counter() + WARM
             while time.perf_counter() < warm:
                 function()
@@ -121,8 +157,43 @@ def in_turn(functions: list[Callable[[], Any]], wait: Callable[[], None], repeat
             started = time.perf_counter()
             function()
             wait()
-            of_function.append(1e3 * (time.perf_counter() - started))
-    return [statistics.median(of_function) for of_function in times]
+            its_times.append(1e3 * (time.perf_counter() - started))
+    return [statistics.median(its_times) for its_times in times]
+
+
+# Where the time of a U-Net step goes, on one piece of a batch and one thread
+
+
+def one_piece(smoke: bool, ops: Any) -> Case:
+    """The case of a U-Net made of these ops."""
+    rows, width = (4, 8) if smoke else (ROWS, 32)
+    net = SimpleNamespace(forward=partial(unet.forward, ops=ops), backward=unet.backward)
+    return case(unet, fast.Engine(net, net, train.update), np, rows, DIGITS, width=width)
+
+
+def profile(ops: Any, smoke: bool, repeats: int) -> dict[str, float]:
+    """Milliseconds of each op, and of all else, in a gradient."""
+    spent: dict[str, float] = {}
+
+    def timed(name: str, op: Callable) -> Callable:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            started = time.perf_counter()
+            result = op(*args, **kwargs)
+            spent[name] = spent.get(name, 0.0) + 1e3 * (time.perf_counter() - started) / repeats
+            return result
+
+        return call
+
+    pairs = {name: op for name, op in vars(ops).items() if name.endswith(("_forward", "_backward"))}
+    timed_ops = {name: timed(name, op) for name, op in pairs.items()}
+    piece = one_piece(smoke, SimpleNamespace(level_waves=ops.level_waves, **timed_ops))
+    piece.gradient()
+    spent.clear()
+    started = time.perf_counter()
+    for _ in range(repeats):
+        piece.gradient()
+    whole = 1e3 * (time.perf_counter() - started) / repeats
+    return {**spent, "all else: sums, concatenations, Python": whole - sum(spent.values())}
 
 
 class Timed(np.ndarray):
@@ -131,134 +202,139 @@ class Timed(np.ndarray):
     seconds = 0.0
     operations = 0
 
-    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, out: Any = None, **kwargs: Any) -> Any:
-        plain = [x.view(np.ndarray) if isinstance(x, Timed) else x for x in inputs]
-        if out is not None:
-            kwargs["out"] = tuple(x.view(np.ndarray) if isinstance(x, Timed) else x for x in out)
-        started = time.perf_counter()
-        found = getattr(ufunc, method)(*plain, **kwargs)
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        if kwargs.get("out") is not None:
+            kwargs["out"] = tuple(map(untimed, kwargs["out"]))
+        run = partial(getattr(ufunc, method), *map(untimed, inputs), **kwargs)
         if ufunc is np.matmul:
-            Timed.seconds += time.perf_counter() - started
-            Timed.operations += 2 * found.size * plain[0].shape[-1]
-        if out is not None:
-            return out[0]
-        return found.view(Timed) if isinstance(found, np.ndarray) else found
+            return product(run, inputs[0].shape[-1])
+        return as_timed(run())
+
+    def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        if function is np.tensordot:  # of two images, over all pixels
+            a, b = map(untimed, args)
+            return product(partial(function, a, b, **kwargs), a[..., 0].size)
+        return super().__array_function__(function, types, args, kwargs)
 
 
-def products(size: int, width: int, repeats: int) -> dict[str, float]:
-    """Of the plain U-Net step on one piece: the share of its time in products, their GFLOP/s, and those of a large product here."""
-    case = Case(unet, np, size, DIGITS, None, width=width)
-    (whole,) = in_turn([case.gradient], lambda: None, repeats)
-    case.state.params, case.x_0 = map_leaves(lambda a: a.view(Timed), case.state.params), case.x_0.view(Timed)
-    Timed.seconds, Timed.operations = 0.0, 0
+def untimed(x: Any) -> Any:
+    return x.view(np.ndarray) if isinstance(x, Timed) else x
+
+
+def as_timed(x: Any) -> Any:
+    return x.view(Timed) if isinstance(x, np.ndarray) else x
+
+
+def product(run: Callable[[], np.ndarray], terms: int) -> Any:
+    """The result of run(), each of whose numbers is a sum of so many terms."""
+    started = time.perf_counter()
+    result = run()
+    Timed.seconds += time.perf_counter() - started
+    Timed.operations += 2 * result.size * terms
+    return as_timed(result)
+
+
+def say_products(smoke: bool, repeats: int) -> None:
+    """The products' share of the plain step and their speed, beside that of one large product."""
+    piece = one_piece(smoke, conv)
+    (whole,) = in_turn([piece.gradient], lambda: None, repeats)
+    piece.state.params = map_leaves(as_timed, piece.state.params)
+    piece.x_0 = as_timed(piece.x_0)
     for _ in range(repeats):
-        case.gradient()
+        piece.gradient()
     a = np.random.default_rng(0).standard_normal((1024, 1024), dtype=np.float32)
     (large,) = in_turn([lambda: a @ a], lambda: None, repeats)
-    return {
-        "share": 1e3 * Timed.seconds / repeats / whole,
-        "gflops": Timed.operations / Timed.seconds / 1e9,
-        "ceiling_gflops": 2 * 1024**3 / large / 1e6,
-    }
-
-
-def profile(size: int, width: int, repeats: int) -> dict[str, float]:
-    """Milliseconds of each op of the U-Net, as its module has them now, in a step on one piece."""
-    case, spent = Case(unet, np, size, DIGITS, None, width=width), dict[str, float]()
-    ops = {name: f for name, f in vars(unet).items() if name.endswith(("_forward", "_backward")) and f.__module__ != unet.__name__}
-
-    def timed(name: str, f: Callable) -> Callable:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            started = time.perf_counter()
-            found = f(*args, **kwargs)
-            spent[name] = spent.get(name, 0.0) + 1e3 * (time.perf_counter() - started) / repeats
-            return found
-
-        return call
-
-    case.gradient()
-    try:
-        for name, f in ops.items():
-            setattr(unet, name, timed(name, f))
-        started = time.perf_counter()
-        for _ in range(repeats):
-            case.gradient()
-        spent["all"] = 1e3 * (time.perf_counter() - started) / repeats
-    finally:
-        for name, f in ops.items():
-            setattr(unet, name, f)
-    return spent
-
-
-def say_products(p: dict[str, float]) -> None:
-    print(f"\nproducts take {p['share']:.0%} of the plain U-Net step on one thread, at {p['gflops']:.0f} GFLOP/s;", end=" ")
-    print(f"one of two matrices of 1024 x 1024 runs at {p['ceiling_gflops']:.0f}")
+    print(
+        f"\nproducts take {1e3 * Timed.seconds / repeats / whole:.0%} of the plain U-Net step "
+        f"on one thread, at {Timed.operations / Timed.seconds / 1e9:.0f} GFLOP/s; "
+        f"one of two matrices of 1024 x 1024 runs at {2 * 1024**3 / large / 1e6:.0f}"
+    )
 
 
 def say_profile(plain: dict[str, float], quick: dict[str, float]) -> None:
-    print(f"\n{'a U-Net step, 16 images, one thread, ms':<44} {'plain':>10} {'fast':>10} {'gain':>7}")
-    for spent in plain, quick:
-        spent["all else: sums, concatenations, Python"] = 2 * spent["all"] - sum(spent.values())
+    title = "a U-Net step, 16 images, one thread, ms"
+    print(f"\n{title:<44} {'plain':>10} {'fast':>10} {'gain':>7}")
     for name, ms in sorted(plain.items(), key=lambda item: -item[1]):
         print(f"{name:<44} {ms:10.2f} {quick[name]:10.2f} {ms / quick[name]:7.1f}")
 
 
+# The run
+
+
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = _cli.Parser((__doc__ or "").split("\n")[0], "  python demos/benchmark.py --json rows.json --profile")
-    parser.add_argument("--backend", type=_cli.one_of("numpy", "cupy"), default="numpy", metavar="NAME", help="default numpy")
-    parser.add_argument("--threads", type=_cli.whole(1, 1024), default=_digits.cores(), metavar="N", help=f"default {_digits.cores()}")
-    parser.add_argument("--plain", action="store_true", help="our plain code in one process: no workers, kernels or graphs")
-    parser.add_argument("--tf32", action="store_true", help="on a GPU, for both sides: products in TensorFloat-32")
-    parser.add_argument("--repeats", type=_cli.whole(1), metavar="N", help="timings of each row, of which the median counts; default 15")
-    parser.add_argument("--profile", action="store_true", help="also where the time of a step goes, op by op, plain and fast")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows: name, ours_ms, peer_ms, ratio")
+    examples = "  python demos/benchmark.py --json rows.json --profile"
+    parser = cli.Parser((__doc__ or "").split("\n")[0], examples)
+    text = "numpy or cupy; default numpy"
+    backend = cli.one_of("numpy", "cupy")
+    parser.add_argument("--backend", type=backend, default="numpy", metavar="NAME", help=text)
+    text = f"worker processes, and the peer's threads; default {cores()}"
+    parser.add_argument(
+        "--threads", type=cli.whole(1, 1024), default=cores(), metavar="N", help=text
+    )
+    text = "the book's code in one process, without the engine"
+    parser.add_argument("--plain", action="store_true", help=text)
+    text = "on a GPU, for both sides: products in TensorFloat-32"
+    parser.add_argument("--tf32", action="store_true", help=text)
+    text = "timings of each row, of which the median counts; default 15"
+    parser.add_argument("--repeats", type=cli.whole(1), metavar="N", help=text)
+    text = "also where the time of a step goes, op by op, plain and fast"
+    parser.add_argument("--profile", action="store_true", help=text)
+    text = "write the rows: name, ours_ms, peer_ms, ratio"
+    parser.add_argument("--json", type=Path, metavar="FILE", help=text)
     parser.add_argument("--smoke", action="store_true", help="the smallest run")
     args = parser.parse_args(argv)
     args.repeats = args.repeats or (1 if args.smoke else 15)
     return args
 
 
+def say_versions(xp: Any, threads: int) -> None:
+    versions = [f"{platform.processor() or platform.machine()}, {threads} threads"]
+    if xp is not np:
+        versions.append(f"CuPy {xp.__version__}")
+    versions.append(f"NumPy {np.__version__}")
+    if peer:
+        versions.append(f"PyTorch {peer.version}")
+    print(", ".join(versions) + ("" if peer else "; PyTorch is not installed: our column alone"))
+    kernels = os.environ.get("OPENBLAS_CORETYPE")
+    if kernels:
+        print(f"OPENBLAS_CORETYPE={kernels}")
+
+
 def main(args: argparse.Namespace) -> None:
-    parallel.keep_freed_memory()
     if args.tf32:
         os.environ["CUPY_TF32"] = "1"
     xp = select(args.backend)
     wait = xp.cuda.get_current_stream().synchronize if xp is not np else lambda: None
-    if _peer:
-        _peer.settings(args.threads, args.tf32)
-    device = f"CuPy {xp.__version__}, " if xp is not np else ""
-    versions = f"{device}NumPy {np.__version__}" + (
-        f", PyTorch {_peer.version}" if _peer else "; PyTorch is not installed: our column alone"
-    )
-    kernels = os.environ.get("OPENBLAS_CORETYPE")
-    print(
-        f"{platform.processor() or platform.machine()}, {args.threads} threads, {versions}"
-        + (f"; OPENBLAS_CORETYPE={kernels}" if kernels else "")
-    )
+    if peer:
+        peer.settings(args.threads, args.tf32)
+    say_versions(xp, args.threads)
+
     print(f"\n{'':<44} {'ours, ms':>10} {'peer, ms':>10} {'ratio':>7}")
-    table, twins = [], dict[int, Any]()
-    for name, (case, what) in rows(xp, args.threads, args.plain, args.smoke).items():
-        functions = [getattr(case, what)]
-        if _peer:
-            if id(case) not in twins:
-                twins[id(case)] = _peer.Twin(case, CHAIN)
-                compare(case, twins[id(case)])
-            functions.append(getattr(twins[id(case)], what))
-        ours, *peer = in_turn(functions, wait, args.repeats)
-        table.append({"name": name, "ours_ms": ours, "peer_ms": peer[0] if peer else None, "ratio": ours / peer[0] if peer else None})
-        print(f"{name:<44} {ours:10.2f}" + (f" {peer[0]:10.2f} {ours / peer[0]:7.2f}" if peer else ""), flush=True)
+    table = []
+    for name, (case, method) in rows(args, xp).items():
+        functions = [getattr(case, method)]
+        if peer:
+            twin = peer.Twin(case, SCHEDULE)
+            compare(case, twin)
+            functions.append(getattr(twin, method))
+        ours, *peers = in_turn(functions, wait, args.repeats)
+        row = {"name": name, "ours_ms": ours, "peer_ms": None, "ratio": None}
+        if peers:
+            row |= {"peer_ms": peers[0], "ratio": ours / peers[0]}
+        table.append(row)
+        beside = f" {peers[0]:10.2f} {ours / peers[0]:7.2f}" if peers else ""
+        print(f"{name:<44} {ours:10.2f}{beside}", flush=True)
     if args.json:
         files.write_text(args.json, json.dumps(table, indent=1) + "\n")
+
     if xp is np:
-        size, width = (4, 8) if args.smoke else (_digits.PIECE, 32)
-        say_products(products(size, width, args.repeats))
+        say_products(args.smoke, args.repeats)
         if args.profile:
-            plain = profile(size, width, args.repeats)
-            fast.put_into(unet)
-            say_profile(plain, profile(size, width, args.repeats))
+            say_profile(*(profile(ops, args.smoke, args.repeats) for ops in (conv, numpy_ops)))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"peak memory of this process{', the peer included' if _peer else ''}: {peak:.2f} GiB; each worker has its own")
+    of_whom = ", the peer included" if peer else ""
+    print(f"peak memory of this process{of_whom}: {peak:.2f} GiB; each worker has its own")
 
 
-if __name__ == "__main__":
-    _cli.run(main, parse=parse)
+if __name__ == "__main__":  # the engine's workers import this file
+    cli.run(main, parse)

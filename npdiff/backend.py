@@ -1,9 +1,9 @@
 """NumPy or CuPy: the array decides.
 
-A function that needs more than operators and methods asks the array that it was given: `xp =
-get_array_module(x)`. There is no global switch. `select` chooses the module once, at the edge of a
-program; the parameters and the data are moved there, and everything computed from them stays there.
-Importing npdiff never imports CuPy.
+A function that needs more than operators and methods asks the array that it was given:
+`xp = get_array_module(x)`. There is no global switch. A program calls `select` once and moves its
+parameters and its data to that module; whatever is computed from them stays there. Importing npdiff
+never imports CuPy.
 """
 
 from types import ModuleType
@@ -33,15 +33,14 @@ def to_numpy(x: Array) -> np.ndarray:
 
 
 def sigmoid(x: Array) -> Array:
-    """1 / (1 + exp(-x)) = (1 + tanh(x/2)) / 2, which never overflows, and which neither module
-    has."""
+    """1 / (1 + exp(-x)), computed as (1 + tanh(x / 2)) / 2, which never overflows."""
     return 0.5 * get_array_module(x).tanh(0.5 * x) + 0.5
 
 
 def standard_normal(rng: np.random.Generator, shape: tuple[int, ...], like: Array) -> Array:
     """z ~ N(0, I) of like's dtype, drawn on the host and moved to like's device.
 
-    So a seed gives the same noise on every backend.
+    The same seed therefore gives the same noise on every backend.
     """
     return get_array_module(like).asarray(rng.standard_normal(shape, dtype=like.dtype))
 
@@ -54,7 +53,7 @@ def select(name: str = "auto") -> ModuleType:
     ValueError
         For another name.
     BackendError
-        Where "cupy" cannot be used, with what to do about it, in one line.
+        Where "cupy" cannot be used. The message says why and what to do, in one line.
     """
     if name not in ("auto", "numpy", "cupy"):
         raise ValueError(f'backend must be "auto", "numpy" or "cupy", got {name!r}')
@@ -71,26 +70,41 @@ def select(name: str = "auto") -> ModuleType:
 
 
 def cupy_problem() -> str | None:
-    """Why CuPy cannot be used here, in one line, or None where it can: a small kernel was compiled
-    and run."""
+    """Why CuPy cannot be used here, in one line; None where it compiled and ran a small kernel."""
     try:
         import cupy
     except ImportError as error:
         if isinstance(error, ModuleNotFoundError) and error.name == "cupy":
-            return 'CuPy is not installed: pip install "npdiff[cuda13]" (or [cuda12], as nvidia-smi says), or use --backend numpy'
-        return f"CuPy is installed but cannot be imported ({first_line(error)}): reinstall one wheel only, cupy-cuda12x or cupy-cuda13x"
+            return (
+                'CuPy is not installed: pip install "npdiff[cuda13]" (or [cuda12]; nvidia-smi says '
+                "which), or use --backend numpy"
+            )
+        return (
+            f"CuPy is installed but cannot be imported ({first_line(error)}): install exactly one "
+            "wheel, cupy-cuda12x or cupy-cuda13x"
+        )
     try:
         count = cupy.cuda.runtime.getDeviceCount()
     except Exception as error:
-        return f"CuPy reaches no GPU ({first_line(error)}): check that nvidia-smi works and that its CUDA version fits the wheel"
+        return (
+            f"CuPy reaches no GPU ({first_line(error)}): check that nvidia-smi works and that its "
+            "CUDA version fits the wheel"
+        )
     if count == 0:
-        return "CuPy reaches no GPU: check that nvidia-smi lists one and that CUDA_VISIBLE_DEVICES does not hide it"
+        return (
+            "CuPy reaches no GPU: check that nvidia-smi lists one and that CUDA_VISIBLE_DEVICES "
+            "does not hide it"
+        )
     try:
         (cupy.arange(3, dtype="f") * 2).get()
     except Exception as error:
-        return f'CuPy cannot run a kernel ({first_line(error)}): install the CUDA headers with pip install "npdiff[cuda13]" (or [cuda12])'
+        return (
+            f"CuPy cannot run a kernel ({first_line(error)}): install the CUDA headers with "
+            'pip install "npdiff[cuda13]" (or [cuda12])'
+        )
     return None
 
 
 def first_line(error: Exception) -> str:
+    """The first line of the error's message, or the name of its type where it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -37,25 +37,22 @@ class Mixture:
 
     def __init__(self, weights: Array, means: Array, covs: Array) -> None:
         weights, means, covs = (np.asarray(a, np.float64) for a in (weights, means, covs))
-        if (
-            means.ndim != 2
-            or weights.shape != means.shape[:1]
-            or covs.shape != (*means.shape, means.shape[1])
-        ):
+        fitting = means.ndim == 2 and weights.shape == means.shape[:1]
+        if not fitting or covs.shape != (*means.shape, means.shape[1]):
             raise ValueError(
-                f"needed: weights (K,), means (K, d), covs (K, d, d); got {weights.shape}, {means.shape}, {covs.shape}"
+                "weights, means and covs must have shapes (K,), (K, d), (K, d, d), "
+                f"got {weights.shape}, {means.shape}, {covs.shape}"
             )
         if not (weights > 0).all() or not math.isclose(weights.sum(), 1, rel_tol=1e-9):
             raise ValueError(f"weights must be positive and sum to 1, got sum {weights.sum()}")
         variances, axes = np.linalg.eigh(covs)
         if not (variances > 0).all() or not np.allclose(covs, covs.swapaxes(1, 2)):
             raise ValueError("each of covs must be symmetric and positive definite")
-        self.weights, self.means = weights, means
-        self.variances = (
-            variances.T.copy()
-        )  # (d, K)     the variance along axis j of component k; noise adds to it,
-        self.axes = axes.transpose(2, 0, 1).copy()  # (d, K, d)  and leaves the axis as it is
-        self.dim = means.shape[1]
+        self.weights, self.means, self.dim = weights, means, means.shape[1]
+        # Component k has the variance variances[j, k] along axes[j, k]. Noise adds to the variance
+        # and leaves the axis as it is.
+        self.variances = variances.T.copy()  # (d, K)
+        self.axes = axes.transpose(2, 0, 1).copy()  # (d, K, d)
 
     def sample(self, n: int, rng: np.random.Generator, dtype: type = np.float32) -> np.ndarray:
         """n draws, of shape (n, d), on the host."""
@@ -69,20 +66,22 @@ class Mixture:
         return normal.log_sum_exp(log_terms)[:, 0].astype(x.dtype)
 
     def score(self, x: Array, signal: Array = 1.0, noise: Array = 0.0) -> Array:
-        """grad log p(x): the components' scores, weighted by each component's posterior probability
-        given x.
+        """The score of signal x_0 + noise eps at x, grad log p(x): (N, d) -> (N, d).
 
-        (N, d) -> (N, d).
+        It is the mean of the components' scores, weighted by their posterior probabilities given x.
         """
         score, _ = self._score_and_laplacian(x, signal, noise)
         return score.astype(x.dtype)
 
     def entropy(self) -> float:
-        """H = -int p log p dx in nats, by the trapezoid rule on a grid of half the narrowest width;
-        ValueError for d > 2."""
+        """H = -int p log p dx in nats, by the trapezoid rule; ValueError for d > 2.
+
+        The points of the grid lie half the narrowest standard deviation apart.
+        """
         if self.dim > 2:
             raise ValueError(
-                f"entropy is integrated on a grid, for d = 1 or 2, got d = {self.dim}; estimate it: -log_prob(sample).mean()"
+                f"entropy is integrated on a grid, for d = 1 or 2, got d = {self.dim}; "
+                "estimate it by -log_prob(sample).mean()"
             )
         narrowest, widest = np.sqrt(self.variances.min()), np.sqrt(self.variances.max())
         low, high = self.means.min(axis=0) - 9 * widest, self.means.max(axis=0) + 9 * widest
@@ -90,18 +89,16 @@ class Mixture:
             np.linspace(a, b, math.ceil(2 * (b - a) / narrowest) + 1)
             for a, b in zip(low, high, strict=True)
         ]
-        rows = np.stack(np.meshgrid(*sides, indexing="ij"), axis=-1).reshape(
-            len(sides[0]), -1, self.dim
-        )
+        grid = np.stack(np.meshgrid(*sides, indexing="ij"), axis=-1)
+        rows = grid.reshape(len(sides[0]), -1, self.dim)
         log_p = np.stack([self.log_prob(row) for row in rows])
-        return float(
-            -(np.exp(log_p) * log_p).sum() * math.prod(side[1] - side[0] for side in sides)
-        )
+        area = math.prod(side[1] - side[0] for side in sides)  # of one cell of the grid
+        return float(-(np.exp(log_p) * log_p).sum() * area)
 
     def predictor(self, schedule: Schedule) -> Callable[[Array, Time], Array]:
-        """The best predictor of the noise in mean square, as predict_eps(x_t, t).
+        """The best predictor of the noise in mean square, as a function predict_eps(x_t, t).
 
-        eps*(x_t, t) = E[eps | x_t] = -noise_t score(x_t).
+        eps*(x_t, t) = E[eps | x_t] = -noise_t grad log q(x_t)
         """
 
         def predict_eps(x_t: Array, t: Time) -> Array:
@@ -111,12 +108,13 @@ class Mixture:
         return predict_eps
 
     def irreducible_loss(self, x_t: Array, t: Time, schedule: Schedule) -> Array:
-        """E[|eps - eps*|^2 | x_t] / d:
+        """The error that no predictor can avoid, E[|eps - eps*|^2 | x_t] / d: (N, d) -> (N,).
 
-        (N, d) -> (N,). Its mean over x_t ~ q(x_t) is the loss of a perfect network.
+        Its mean over x_t ~ q(x_t) is the loss of a perfect network. It is the trace of
 
-        This is the trace of Cov[eps | x_t] = I + noise_t^2 grad grad^T log q(x_t), Tweedie's
-        formula of second order.
+        Cov[eps | x_t] = I + noise_t^2 grad grad^T log q(x_t)
+
+        divided by d (Tweedie's formula of second order).
         """
         x = x_t.astype("float64")
         s = schedule.at(t, x)
@@ -124,22 +122,28 @@ class Mixture:
         return (1 + s.noise**2 * laplacian / self.dim)[:, 0].astype(x_t.dtype)
 
     def reverse_step(self, x_t: Array, t: int, schedule: Schedule) -> tuple[Array, Array]:
-        """Mean (N, d) and covariance (N, d, d) of the true reverse step q(x_{t-1} | x_t), in
-        float64.
+        """Mean (N, d) and covariance (N, d, d) of the true reverse step q(x_{t-1} | x_t).
 
-        mean = that of eq. (11), Ho et al. 2020, with eps* for eps_hat cov  = beta_tilde I +
-        mean_per_eps^2 Cov[eps | x_t],  Cov[eps | x_t] = I + noise^2 grad grad^T log q(x_t)
+        mean = (x_t - beta_t / noise_t eps*) / sqrt(alpha_t)
+        cov  = beta_tilde_t I + mean_per_eps_t^2 Cov[eps | x_t]
+
+        The mean is eq. (11), Ho et al. 2020, with eps* for eps_hat. The covariance follows from the
+        posterior given x_0, whose mean moves by mean_per_eps with eps; Cov[eps | x_t] is that of
+        `irreducible_loss`. Both are in float64.
         """
         x = x_t.astype("float64")
         s = schedule.at(t, x)
-        identity = get_array_module(x).eye(self.dim)
+        identity = get_array_module(x).eye(self.dim, dtype=x.dtype)
         mean = p_mean_from_eps(x, t, -s.noise * self.score(x, s.signal, s.noise), schedule)
         cov_eps = identity + s.noise**2 * self._hessian(x, s.signal, s.noise)
         return mean, s.beta_tilde * identity + float(mean_per_eps(t, schedule)) ** 2 * cov_eps
 
     def _terms(self, x: Array, signal: Array, noise: Array) -> Terms:
-        """log(w_k N_k(x)), of shape (N, K), and for each axis j: the component's score along it,
-        its variance, the axis."""
+        """log(w_k N_k(x)) of each component k, (N, K); and for each axis j a triple.
+
+        The triple holds the components' scores along the axis, (N, K), their variances along it,
+        (K,), or (N, K) where each row has its own level, and the axis itself, (K, d).
+        """
         xp = get_array_module(x)
         x, signal, noise = (
             a if isinstance(a, (int, float)) else a.astype("float64") for a in (x, signal, noise)
@@ -149,19 +153,19 @@ class Mixture:
         for j in range(self.dim):
             axis = xp.asarray(self.axes[j])  # (K, d)
             centre = xp.asarray((self.axes[j] * self.means).sum(axis=1))  # (K,)
-            var = (
-                signal**2 * xp.asarray(self.variances[j]) + noise**2
-            )  # (K,), or (N, K) where each row has its own level
+            var = signal**2 * xp.asarray(self.variances[j]) + noise**2  # (K,) or (N, K)
             offset = x @ axis.T - signal * centre  # (N, K)
             log_terms = log_terms + normal.log_prob(offset, 0.0, var)
             along_axes.append((-offset / var, var, axis))
         return log_terms, along_axes
 
     def _score_and_laplacian(self, x: Array, signal: Array, noise: Array) -> tuple[Array, Array]:
-        """grad log p and div grad log p, with g_k and r_k the score and the posterior probability
-        of component k.
+        """grad log p, (N, d), and div grad log p, (N, 1).
 
-        grad log p = sum_k r_k g_k,   div grad log p = sum_k r_k (|g_k|^2 + div g_k) - |grad log p|^2
+        grad log p     = sum_k r_k g_k
+        div grad log p = sum_k r_k (|g_k|^2 + div g_k) - |grad log p|^2
+
+        g_k is the score of component k, and r_k its posterior probability given x.
         """
         log_terms, along_axes = self._terms(x, signal, noise)
         r = get_array_module(x).exp(log_terms - normal.log_sum_exp(log_terms))  # (N, K)
@@ -170,9 +174,9 @@ class Mixture:
         return score, spread - (score**2).sum(axis=1, keepdims=True)
 
     def _hessian(self, x: Array, signal: float, noise: float) -> Array:
-        """grad grad^T log p = sum_k r_k (g_k g_k^T - C_k^{-1}) - grad log p (grad log p)^T:
+        """The matrix of second derivatives of log p: (N, d) -> (N, d, d).
 
-        (N, d) -> (N, d, d).
+        grad grad^T log p = sum_k r_k (g_k g_k^T - C_k^{-1}) - grad log p (grad log p)^T
         """
         xp = get_array_module(x)
         log_terms, along_axes = self._terms(x, signal, noise)
@@ -197,8 +201,10 @@ class Gaussian(Mixture):
 
 
 def gauss_legendre(edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes and weights of int f(u) du from the first to the last edge, 16 to each panel between
-    two: (P+1,) -> (16 P,), (16 P,)."""
+    """Nodes and weights of int f(u) du from the first to the last edge: (P+1,) -> (16 P,), (16 P,).
+
+    Each of the P panels between two edges has 16 nodes.
+    """
     nodes, weights = np.polynomial.legendre.leggauss(16)
     low, high = edges[:-1, None], edges[1:, None]
     half = (high - low) / 2  # (P, 1)
@@ -206,13 +212,15 @@ def gauss_legendre(edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 class SwissRoll(Mixture):
-    """The curve c(u) = (u cos u, u sin u), u uniform on (1.5 pi, 4.5 pi), thickened by N(0, noise^2
-    I), then standardised.
+    """A spiral with Gaussian noise around it, standardised.
 
-    This is the roll of scikit-learn's make_swiss_roll seen from the side, minus its mean and
-    divided by one scalar (6.8075 at noise 0.5), so that the mean of its two variances is 1 and the
-    noise stays the same in every direction. Since p(x) = E_u N(x; c(u), noise^2 I), a quadrature
-    over u makes it a Mixture with its components along the curve.
+    x = (c(u) + noise z - centre) / scale,    z ~ N(0, I)
+    c(u) = (u cos u, u sin u),                u uniform on (1.5 pi, 4.5 pi)
+
+    This is scikit-learn's make_swiss_roll seen from the side. `centre` is the mean of c(u). `scale`
+    is one number (6.8075 at noise 0.5), chosen so that the mean of the two variances is 1; so the
+    noise stays the same in every direction. Since p(x) is an average over u of Gaussians at c(u), a
+    quadrature over u makes it a Mixture whose components lie along the curve.
     """
 
     U_MIN, U_MAX = 1.5 * math.pi, 4.5 * math.pi
@@ -231,7 +239,7 @@ class SwissRoll(Mixture):
         super().__init__(finest.weights, finest.means, finest.variances.T[:, :, None] * np.eye(2))
 
     def curve(self, u: np.ndarray) -> np.ndarray:
-        """The middle of the roll at the angle u: (n,) -> (n, 2)."""
+        """The centre line of the roll at the angle u: (n,) -> (n, 2)."""
         return (np.stack([u * np.cos(u), u * np.sin(u)], axis=1) - self.centre) / self.scale
 
     def sample(self, n: int, rng: np.random.Generator, dtype: type = np.float32) -> np.ndarray:
@@ -240,12 +248,11 @@ class SwissRoll(Mixture):
         return (self.curve(u) + self.noise * rng.standard_normal((n, 2))).astype(dtype)
 
     def _quadrature(self, width: float) -> Mixture:
-        """The roll as a Mixture good enough for Gaussians of this width:
+        """The roll as a Mixture with enough components for Gaussians of this width.
 
-        Gauss-Legendre, 16 nodes to a piece of four widths.
-
-        Pieces of one arc length are equal in u^2 but for a part in u^4; their number is a power of
-        2, and each is kept.
+        It is a Gauss-Legendre rule with 16 nodes to a panel, and panels at most four widths long.
+        The arc length grows as u^2 / 2, up to a part in u^2, so the panels are equal in u^2. Their
+        number is a power of 2, and each Mixture is kept for later calls.
         """
         arc_length = (self.U_MAX**2 - self.U_MIN**2) / 2 / self.scale
         panels = 2 ** max(3, math.ceil(math.log2(arc_length / (4 * width))))
@@ -260,15 +267,14 @@ class SwissRoll(Mixture):
         return self._by_panels[panels]
 
     def _terms(self, x: Array, signal: Array, noise: Array) -> Terms:
-        """As in `Mixture`, with as many components as the narrowest level of the batch needs: noise
-        widens each of them."""
+        """As in `Mixture`, with as many components as the lowest noise level of the batch needs."""
         signal_max = signal if isinstance(signal, (int, float)) else float(signal.max())
         noise_min = noise if isinstance(noise, (int, float)) else float(noise.min())
         width = math.hypot(self.noise, noise_min / signal_max) if signal_max > 0 else math.inf
         return self._quadrature(min(width, 1.0))._terms(x, signal, noise)
 
 
-# The true reverse step against its best Gaussian: why a Gaussian step is enough, and when it is not.
+# The true reverse step beside its best Gaussian: when a Gaussian step is enough, and when not.
 
 
 def non_gaussianity(
@@ -276,8 +282,10 @@ def non_gaussianity(
 ) -> float:
     """E KL(q(x_{t-1} | x_t) || its best Gaussian) in nats, estimated from n points.
 
-    q(x_{t-1} | x_t) = q(x_t | x_{t-1}) q(x_{t-1}) / q(x_t), and the best Gaussian has its mean and
-    covariance. In many steps the reverse step is Gaussian; in few it takes the shape of the data.
+    q(x_{t-1} | x_t) = q(x_t | x_{t-1}) q(x_{t-1}) / q(x_t)
+
+    The best Gaussian has the mean and the covariance of this density. With many steps T the reverse
+    step is nearly Gaussian; with few it takes the shape of the data.
     """
     s, d = schedule, data.dim
     x_0 = data.sample(n, rng, np.float64)
@@ -285,9 +293,8 @@ def non_gaussianity(
     eps = rng.standard_normal(x_0.shape)
     x_t = q_step(x_prev, t, eps, s)
 
-    log_q_step = normal.log_prob(eps, 0.0, 1.0).sum(axis=1) - d / 2 * math.log(
-        s.beta[t]
-    )  # of x_t given x_{t-1}
+    # q(x_t | x_{t-1}), from eps = (x_t - sqrt(alpha_t) x_{t-1}) / sqrt(beta_t)
+    log_q_step = normal.log_prob(eps, 0.0, 1.0).sum(axis=1) - d / 2 * math.log(s.beta[t])
     log_q_prev = data.log_prob(x_prev, float(s.signal[t - 1]), float(s.noise[t - 1]))
     log_q_t = data.log_prob(x_t, float(s.signal[t]), float(s.noise[t]))
 
@@ -301,11 +308,10 @@ def non_gaussianity(
 def reverse_draws(
     data: Mixture, x_t: np.ndarray, t: int, schedule: Schedule, n: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """n draws of q(x_{t-1} | x_t) for one x_t of shape (d,), and n of its best Gaussian:
+    """n draws of q(x_{t-1} | x_t) for one x_t of shape (d,), and n draws of its best Gaussian.
 
-    (n, d), (n, d).
-
-    Draws of q(x_{t-1}) are resampled with probabilities proportional to q(x_t | x_{t-1}).
+    Both have shape (n, d). For the first, draws of q(x_{t-1}) are resampled with probabilities
+    proportional to q(x_t | x_{t-1}).
     """
     x_0 = data.sample(200 * n, rng, np.float64)
     x_prev = q_sample(x_0, t - 1, rng.standard_normal(x_0.shape), schedule) if t > 1 else x_0

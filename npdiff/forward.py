@@ -19,8 +19,9 @@ from npdiff.schedule import Schedule, Time
 
 
 def q_step(x_prev: Array, t: Time, eps: Array, schedule: Schedule) -> Array:
-    """One step of noise, a draw from q(x_t | x_{t-1}):  x_t = sqrt(alpha_t) x_{t-1} + sqrt(beta_t)
-    eps.
+    """One step of noise: a draw from q(x_t | x_{t-1}).
+
+    x_t = sqrt(alpha_t) x_{t-1} + sqrt(beta_t) eps
 
     Eq. (2), Ho et al. 2020, arXiv:2006.11239, where alpha_t = 1 - beta_t.
 
@@ -38,10 +39,13 @@ def q_step(x_prev: Array, t: Time, eps: Array, schedule: Schedule) -> Array:
 
 
 def q_marginal(x_0: Array, t: Time, schedule: Schedule) -> tuple[Array, Array]:
-    """Mean and variance of q(x_t | x_0):  mean = sqrt(alpha_bar_t) x_0,  var = 1 - alpha_bar_t.
+    """Mean and variance of q(x_t | x_0).
 
-    Eq. (4), Ho et al. 2020, arXiv:2006.11239. For any schedule, mean = signal_t x_0 and var =
-    noise_t^2.
+    mean = sqrt(alpha_bar_t) x_0
+    var  = 1 - alpha_bar_t
+
+    Eq. (4), Ho et al. 2020, arXiv:2006.11239. For any schedule, the mean is signal_t x_0 and the
+    variance noise_t^2.
 
     Returns
     -------
@@ -53,10 +57,12 @@ def q_marginal(x_0: Array, t: Time, schedule: Schedule) -> tuple[Array, Array]:
 
 
 def q_sample(x_0: Array, t: Time, eps: Array, schedule: Schedule) -> Array:
-    """All t steps of noise at once, a draw from q(x_t | x_0):  x_t = signal_t x_0 + noise_t eps.
+    """All t steps of noise at once: a draw from q(x_t | x_0).
 
-    signal_t = sqrt(alpha_bar_t), noise_t = sqrt(1 - alpha_bar_t).  Eq. (4), Ho et al. 2020,
-    arXiv:2006.11239.
+    x_t = signal_t x_0 + noise_t eps
+
+    Eq. (4), Ho et al. 2020, arXiv:2006.11239, where signal_t = sqrt(alpha_bar_t) and
+    noise_t = sqrt(1 - alpha_bar_t).
 
     Parameters
     ----------
@@ -74,8 +80,9 @@ def q_sample(x_0: Array, t: Time, eps: Array, schedule: Schedule) -> Array:
 def q_posterior(x_0: Array, x_t: Array, t: Time, schedule: Schedule) -> tuple[Array, Array]:
     """Mean and variance of q(x_{t-1} | x_t, x_0), the reverse step given x_0.
 
-    mean = sqrt(alpha_bar_prev) beta_t / (1 - alpha_bar_t) x_0 + sqrt(alpha_t) (1 - alpha_bar_prev)
-    / (1 - alpha_bar_t) x_t var  = beta_tilde_t = (1 - alpha_bar_prev) / (1 - alpha_bar_t) beta_t
+    mean = sqrt(alpha_bar_prev) beta_t / (1 - alpha_bar_t) x_0
+         + sqrt(alpha_t) (1 - alpha_bar_prev) / (1 - alpha_bar_t) x_t
+    var  = beta_tilde_t = (1 - alpha_bar_prev) / (1 - alpha_bar_t) beta_t
 
     Eq. (6)-(7), Ho et al. 2020, arXiv:2006.11239. In the code, for any schedule, sqrt(alpha_bar) is
     signal and 1 - alpha_bar is noise^2. At t = 1 the variance is 0 and the mean is x_0.
@@ -96,10 +103,9 @@ def q_posterior(x_0: Array, x_t: Array, t: Time, schedule: Schedule) -> tuple[Ar
 
 
 def prior_kl(x_0: Array, schedule: Schedule) -> Array:
-    """KL(q(x_T | x_0) || N(0, I)) in nats: what it costs to start the reverse process from pure
-    noise.
+    """KL(q(x_T | x_0) || N(0, I)) in nats: the cost of starting the reverse process from noise.
 
-    L_T in eq. (5), Ho et al. 2020, arXiv:2006.11239, for each data point, summed over its
+    This is L_T in eq. (5), Ho et al. 2020, arXiv:2006.11239, for each data point, summed over its
     coordinates.
 
     Parameters
@@ -114,7 +120,8 @@ def prior_kl(x_0: Array, schedule: Schedule) -> Array:
     return normal.kl(mean, var, 0.0, 1.0).reshape(len(x_0), -1).sum(axis=1)
 
 
-# Conversions. Given x_t, each of eps, x_0, v and the score determines the others, since x_t = signal_t x_0 + noise_t eps.
+# Conversions. Given x_t = signal_t x_0 + noise_t eps, each of eps, x_0, v and the score determines
+# the others.
 
 
 def x_0_from_eps(x_t: Array, t: Time, eps: Array, schedule: Schedule) -> Array:
@@ -125,21 +132,25 @@ def x_0_from_eps(x_t: Array, t: Time, eps: Array, schedule: Schedule) -> Array:
     s = schedule.at(t, x_t)
     if np.any(schedule.signal[t] == 0):
         raise ValueError(
-            "signal[t] is 0: x_t holds nothing of x_0, so eps does not determine it; take a smaller t"
+            "signal[t] is 0: x_t holds nothing of x_0, so eps does not determine it; "
+            "take a smaller t"
         )
     return (x_t - s.noise * eps) / s.signal
 
 
 def eps_from_x_0(x_t: Array, t: Time, x_0: Array, schedule: Schedule) -> Array:
-    """eps = (x_t - signal_t x_0) / noise_t. Eq. (4), Ho et al. 2020, solved for eps."""
+    """eps = (x_t - signal_t x_0) / noise_t.
+
+    Eq. (4), Ho et al. 2020, solved for eps.
+    """
     s = schedule.at(t, x_t)
     return (x_t - s.signal * x_0) / s.noise
 
 
 def v_from_eps(x_t: Array, t: Time, eps: Array, schedule: Schedule) -> Array:
-    """v = signal_t eps - noise_t x_0. Sec. 4 and app. D, Salimans & Ho 2022, arXiv:2202.00512.
+    """v = signal_t eps - noise_t x_0.
 
-    ValueError where signal_t is 0.
+    Sec. 4 and app. D, Salimans & Ho 2022, arXiv:2202.00512. ValueError where signal_t is 0.
     """
     s = schedule.at(t, x_t)
     x_0 = x_0_from_eps(x_t, t, eps, schedule)
@@ -147,10 +158,10 @@ def v_from_eps(x_t: Array, t: Time, eps: Array, schedule: Schedule) -> Array:
 
 
 def eps_from_v(x_t: Array, t: Time, v: Array, schedule: Schedule) -> Array:
-    """eps = (noise_t x_t + signal_t v) / (signal_t^2 + noise_t^2): the lines for x_t and v, solved
-    for eps.
+    """eps = (noise_t x_t + signal_t v) / (signal_t^2 + noise_t^2).
 
-    App. D, Salimans & Ho 2022, arXiv:2202.00512, where the denominator is 1.
+    The equations for x_t and v, solved for eps. App. D, Salimans & Ho 2022, arXiv:2202.00512, where
+    the denominator is 1.
     """
     s = schedule.at(t, x_t)
     return (s.noise * x_t + s.signal * v) / (s.signal**2 + s.noise**2)

@@ -1,6 +1,6 @@
-"""The bound on the likelihood, term by term.
+"""The variational bound on the likelihood (ELBO), term by term.
 
-Log-likelihoods and divergences are in nats a data point.
+Log-likelihoods and divergences are in nats per data point.
 
     -log p(x_0) <= L_T + sum_{t=2}^{T} L_{t-1} + L_0,      eq. (5), Ho et al. 2020, arXiv:2006.11239
 
@@ -10,7 +10,7 @@ Log-likelihoods and divergences are in nats a data point.
 
 The reverse step p(x_{t-1} | x_t) = N(mean, var) is a function reverse(x_t, t) -> mean, var. `fixed`
 makes one from any predict_eps; npdiff/papers/improved_ddpm.py makes one whose variance is learned.
-Divide by the number of coordinates and by log 2 for bits per dimension.
+For bits per dimension, divide by the number of coordinates and by log 2.
 """
 
 import math
@@ -29,8 +29,7 @@ Reverse = Callable[[Array, Time], tuple[Array, Array]]
 
 
 class Term(NamedTuple):
-    """One term of the bound: its mean over the data in nats, and the standard error of that
-    mean."""
+    """One term of the bound: its mean over the data, in nats, and that mean's standard error."""
 
     name: str  # "L_T", "L_t-1" or "L_0"
     t: int
@@ -45,6 +44,9 @@ def fixed(
 ) -> Reverse:
     """reverse(x_t, t) -> the mean of eq. (11), Ho et al. 2020, and a fixed variance.
 
+    Parameters
+    ----------
+    predict_eps : predict_eps(x_t, t) -> eps_hat
     variance : "beta", "beta_tilde", or a table of shape (T+1,)
     """
     table = variance_table(variance, schedule) if isinstance(variance, str) else variance
@@ -57,9 +59,9 @@ def fixed(
 
 
 def per_row(value: np.ndarray, x: Array) -> Array:
-    """A number of the host for each row of x, ready to multiply it:
+    """One number per row, (B,) on the host, as (B, 1, ..., 1), ready to multiply x.
 
-    (B,) -> (B, 1, ..., 1); a float for one number.
+    A single number becomes a float.
     """
     if np.ndim(value) == 0:
         return float(value)
@@ -69,7 +71,7 @@ def per_row(value: np.ndarray, x: Array) -> Array:
 def variance_table(name: str, schedule: Schedule) -> np.ndarray:
     """The variance of each step, (T+1,): "beta" or "beta_tilde".
 
-    At t = 1 beta_tilde is 0 and would leave no density; beta_1 stands in its place.
+    At t = 1 beta_tilde is 0, which would leave no density; beta_1 takes its place.
     """
     if name == "beta":
         return schedule.beta
@@ -77,37 +79,37 @@ def variance_table(name: str, schedule: Schedule) -> np.ndarray:
 
 
 def best_variance(loss: np.ndarray, schedule: Schedule) -> np.ndarray:
-    """The variance of each reverse step that minimises the bound, for a predictor with mean loss
-    |eps - eps_hat|^2 = loss[t].
+    """The variance of each reverse step that minimises the bound, (T+1,) -> (T+1,).
 
-    variance_t = beta_tilde_t + w_t^2 loss_t,   w_t = `reverse.mean_per_eps`
+    variance_t = beta_tilde_t + w_t^2 loss_t,    w_t = `reverse.mean_per_eps`
 
-    This is the mean of |x_{t-1} - mean|^2: x_{t-1} has variance beta_tilde given x_t and x_0, and
-    its mean moves by w_t with eps. For a perfect predictor it is the mean variance of q(x_{t-1} |
-    x_t). All a coordinate, in tables (T+1,). Theorem 1, Bao et al. 2022, arXiv:2201.06503, written
-    with the loss in the place of the score.
+    loss[t] is the predictor's mean of |eps - eps_hat|^2 per coordinate. This is the mean of
+    |x_{t-1} - mean|^2 per coordinate: given x_t and x_0, x_{t-1} has variance beta_tilde_t, and its
+    mean moves by w_t with eps. For a perfect predictor it is the mean variance of q(x_{t-1} | x_t).
+    Theorem 1, Bao et al. 2022, arXiv:2201.06503, written with the loss instead of the score.
     """
     w = mean_per_eps(np.arange(1, schedule.T + 1), schedule)
     return schedule.beta_tilde + np.concatenate([[0.0], w**2 * loss[1:]])
 
 
 def gaussian_decoder(x_0: Array, mean: Array, var: Array) -> Array:
-    """log p(x_0 | x_1) of points: log N(x_0; mean, var), in nats, for each coordinate."""
+    """log p(x_0 | x_1) of continuous data: log N(x_0; mean, var), in nats, for each coordinate."""
     return normal.log_prob(x_0, mean, var)
 
 
 def discretised_decoder(x_0: Array, mean: Array, var: Array) -> Array:
     """log p(x_0 | x_1) of pixels 0..255, scaled to x/127.5 - 1 in [-1, 1], in nats, for each pixel.
 
-    p(x_0) = Phi((x_0 + 1/255 - mean) / sigma) - Phi((x_0 - 1/255 - mean) / sigma),
+    p(x_0) = Phi((x_0 + 1/255 - mean) / sigma) - Phi((x_0 - 1/255 - mean) / sigma)
 
-    the mass of N(mean, var) around x_0. The two end values take the tails, so the 256 masses sum to
-    1. Eq. (13), Ho et al. 2020, arXiv:2006.11239.
+    This is the mass of N(mean, var) within half a pixel value of x_0. The two end values take the
+    tails, so the 256 masses sum to 1. Eq. (13), Ho et al. 2020, arXiv:2006.11239.
     """
     xp, sigma = get_array_module(x_0), var**0.5
     upper = xp.where(x_0 > 0.999, math.inf, (x_0 + 1 / 255 - mean) / sigma)
     lower = xp.where(x_0 < -0.999, -math.inf, (x_0 - 1 / 255 - mean) / sigma)
-    # Above 0 the difference of two numbers near 1 would lose its digits, so the mirror image is taken.
+    # Above the mean both values of Phi are near 1 and their difference would lose its digits: there
+    # the mirror image is taken.
     above = lower + upper > 0
     log_upper = normal.log_cdf(xp.where(above, -lower, upper))
     log_lower = normal.log_cdf(xp.where(above, -upper, lower))
@@ -115,9 +117,9 @@ def discretised_decoder(x_0: Array, mean: Array, var: Array) -> Array:
 
 
 def step_kl(x_0: Array, x_t: Array, t: Time, schedule: Schedule, reverse: Reverse) -> Array:
-    """L_{t-1} of each data point, t >= 2:  KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)), in nats:
+    """L_{t-1} of each data point given x_t, for t >= 2, in nats: (B, ...) -> (B,).
 
-    (B, ...) -> (B,).
+    KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t))
     """
     mean, var = reverse(x_t, t)
     mean_q, var_q = q_posterior(x_0, x_t, t, schedule)
@@ -131,12 +133,10 @@ def bound(
     rng: np.random.Generator,
     decoder: Callable[..., Array] = gaussian_decoder,
 ) -> Iterator[tuple[Term, np.ndarray]]:
-    """The terms of eq.
+    """The terms of eq. (5), from L_T down to L_0, each with its values at the data points, (B,).
 
-    (5), from L_T down to L_0, each with its value at each data point, of shape (B,).
-
-    Sum the values over the T + 1 terms for the bound at each data point. Each term draws its own
-    x_t; the KL given x_t is exact ("Rao-Blackwellised").
+    The values, summed over the T + 1 terms, are the bound at each data point. Each term draws its
+    own x_t; given x_t, its KL is exact ("Rao-Blackwellised").
     """
     yield term("L_T", schedule.T, prior_kl(x_0, schedule))
     for t in range(schedule.T, 1, -1):
@@ -147,6 +147,7 @@ def bound(
 
 
 def term(name: str, t: int, nats: Array) -> tuple[Term, np.ndarray]:
+    """A Term, and its values at the data points, (B,), in float64 on the host."""
     values = to_numpy(nats).astype(np.float64)
     return Term(name, t, *mean_and_error(values)), values
 
@@ -165,10 +166,10 @@ def path(
 ) -> Array:
     """The bound along one path x_0, ..., x_T of q, in nats: (B, ...) -> (B,).
 
-    -log N(x_T; 0, I) - sum_t log p(x_{t-1} | x_t) + sum_t log q(x_t | x_{t-1}).   Eq. (3), Ho et al. 2020.
+    -log N(x_T; 0, I) - sum_t log p(x_{t-1} | x_t) + sum_t log q(x_t | x_{t-1})
 
-    It treats the chain as a hierarchy of latent variables whose encoder has no parameters. Its
-    expectation is the sum of `bound`, and its variance is larger.
+    Eq. (3), Ho et al. 2020: the ELBO of a hierarchical latent-variable model whose encoder has no
+    parameters. Its expectation is the sum of `bound`; its variance is larger.
     """
 
     def total(log_p: Array) -> Array:
@@ -180,22 +181,20 @@ def path(
         x_t = q_step(x_prev, t, eps, schedule)
         mean, var = reverse(x_t, t)
         log_p = decoder(x_0, mean, var) if t == 1 else normal.log_prob(x_prev, mean, var)
-        log_q = normal.log_prob(eps, 0.0, 1.0) - 0.5 * math.log(
-            schedule.beta[t]
-        )  # of x_t given x_{t-1}
+        log_q = normal.log_prob(eps, 0.0, 1.0) - 0.5 * math.log(schedule.beta[t])
         nats = nats + total(log_q - log_p)
         x_prev = x_t
     return nats - total(normal.log_prob(x_prev, 0.0, 1.0))
 
 
 def terms_from_loss(loss: np.ndarray, schedule: Schedule, variance: np.ndarray) -> np.ndarray:
-    """The terms t = 1..T in nats a coordinate, with the Gaussian decoder, for a predictor with mean
-    loss loss[t].
+    """The terms L_{t-1}, t = 1..T, in nats per coordinate, with the Gaussian decoder.
 
-    L_{t-1} = 1/2 [r - 1 - log r + w_t^2 loss_t / var_t],   r = beta_tilde_t / var_t,  w_t = `reverse.mean_per_eps`
-    L_0     = 1/2 [log(2 pi var_1) + w_1^2 loss_1 / var_1]
+    L_{t-1} = 1/2 [r - 1 - log r + w_t^2 loss_t / var_t],    r = beta_tilde_t / var_t
+    L_0     = 1/2 [log(2 pi var_1) + w_1^2 loss_1 / var_1],  w_t = `reverse.mean_per_eps`
 
-    Tables of shape (T+1,), 0 at t = 0. The bound is linear in the loss |eps - eps_hat|^2 at each t.
+    loss[t] is the predictor's mean of |eps - eps_hat|^2 per coordinate; the bound is linear in it.
+    All tables have shape (T+1,); that of the terms is 0 at t = 0.
     """
     var, beta_tilde, terms = variance[1:], schedule.beta_tilde[1:], np.zeros(schedule.T + 1)
     w2 = mean_per_eps(np.arange(1, schedule.T + 1), schedule) ** 2
@@ -205,7 +204,7 @@ def terms_from_loss(loss: np.ndarray, schedule: Schedule, variance: np.ndarray) 
     return terms
 
 
-# The bound of many images at little cost: one t is drawn for each, where the terms are large.
+# The bound of many images at little cost: each image draws one t, more often where terms are large.
 
 
 def one_t_bound(
@@ -216,10 +215,10 @@ def one_t_bound(
     p: np.ndarray,
     decoder: Callable[..., Array],
 ) -> tuple[Array, np.ndarray, Array]:
-    """For each data point L_0, one t in 2..T drawn with probabilities p[t], and L_{t-1} / p[t].
+    """For each data point L_0, one t in 2..T drawn with probability p[t], and L_{t-1} / p[t].
 
-    Three arrays of shape (B,), in nats. The third is an unbiased estimate of sum_{t=2}^{T} L_{t-1}.
-    p has shape (T+1,), with p[0] = p[1] = 0; see `importance`.
+    Three arrays of shape (B,), in nats but for t. The third is an unbiased estimate of the sum of
+    L_{t-1} over t = 2..T. p has shape (T+1,), with p[0] = p[1] = 0; see `importance`.
     """
     t = rng.choice(schedule.T + 1, size=len(x_0), p=p)
     x_1 = q_sample(x_0, 1, standard_normal(rng, x_0.shape, like=x_0), schedule)
@@ -231,10 +230,10 @@ def one_t_bound(
 def importance(
     x_0: Array, schedule: Schedule, reverse: Reverse, rng: np.random.Generator, count: int = 40
 ) -> np.ndarray:
-    """p[t] proportional to the root mean square of L_{t-1}, of shape (T+1,): the p with the least
-    variance in `one_t_bound`.
+    """p[t], proportional to the root mean square of L_{t-1}, of shape (T+1,).
 
-    It is measured on x_0 at about `count` values of t and interpolated between them.
+    This p gives `one_t_bound` the least variance. The root mean square is measured on x_0 at about
+    `count` values of t and interpolated between them.
     """
     ts = [t for t in spread_over_t(schedule.T, count) if t > 1]
     root_mean_square = []
@@ -248,5 +247,5 @@ def importance(
 
 
 def spread_over_t(T: int, count: int) -> list[int]:
-    """About `count` different t from 1 to T, denser at small t, where most of the structure is."""
+    """About `count` different t from 1 to T, denser at small t, where the terms change fastest."""
     return sorted({max(1, round(T ** (i / (count - 1)))) for i in range(count)} | {1, T})

@@ -1,5 +1,4 @@
-"""The objective: how far the network's output is from its target, and the gradient that training
-starts from.
+"""The objective: the loss of the network's output, and its gradient, from which training starts.
 
     L_simple = E |eps - eps_hat|^2,    over x_0 ~ data, t uniform on 1..T, eps ~ N(0, I)
 
@@ -7,10 +6,11 @@ An objective is a function of the network's output,
 
     loss, grad_out = objective(out, x_0, t, eps, schedule, predict)
 
-with a loss for each row of the batch, averaged over its coordinates, and the gradient of each row's
-loss with respect to that row of `out`. The mean over the batch is taken once, in `train.gradient`.
-`predict` says what the output stands for: see `output.py`, where eps_hat - eps = eps_per_output
-(out - target).
+It returns a loss for each row of the batch, averaged over the row's coordinates, and the gradient
+of each row's loss with respect to that row of `out`. The mean over the batch is taken in one place,
+in `train.gradient`. `predict` says what the output stands for: see `output.py`, where
+
+    eps_hat - eps = eps_per_output (out - target)
 """
 
 from npdiff.backend import Array
@@ -21,9 +21,10 @@ from npdiff.schedule import Schedule, Time
 def l_simple(
     out: Array, x_0: Array, t: Time, eps: Array, schedule: Schedule, predict: str = "eps"
 ) -> tuple[Array, Array]:
-    """L_simple of each row, a coordinate:  |eps - eps_hat|^2 = |eps_per_output (out - target)|^2.
+    """L_simple of each row, per coordinate: 1/d |eps - eps_hat|^2, and its gradient.
 
-    loss     = 1/d |error|^2,  error = eps_per_output (out - target)
+    error    = eps_hat - eps = eps_per_output (out - target)
+    loss     = 1/d |error|^2
     grad_out = 2/d eps_per_output error
 
     Eq. (14), Ho et al. 2020, arXiv:2006.11239, divided by the number d of coordinates.
@@ -52,16 +53,17 @@ def l_simple(
 def l_target(
     out: Array, x_0: Array, t: Time, eps: Array, schedule: Schedule, predict: str = "eps"
 ) -> tuple[Array, Array]:
-    """The squared error of the output itself, a coordinate:  |out - target|^2.
+    """The squared error of the output itself, per coordinate: 1/d |out - target|^2.
 
-    For eps this is L_simple. For x_0 and v it weighs each t differently: by signal^2 / noise^2, the
-    SNR, of x_0's error, or by SNR + 1 of it.  Sec. 4, Salimans & Ho 2022, arXiv:2202.00512.
-    Arguments and returns as in `l_simple`.
+    For eps and the score this is L_simple. For x_0 and v it weighs each t differently: relative to
+    the error of x_0, L_simple has the weight SNR = signal^2 / noise^2, the loss of x_0 the weight 1
+    and that of v the weight SNR + 1 (where the variance is preserved). Sec. 4, Salimans & Ho 2022,
+    arXiv:2202.00512. Arguments and returns are those of `l_simple`.
     """
     error = out - target(x_0, t, eps, schedule, predict)
     return row_mean(error**2), 2 / error[0].size * error
 
 
-def row_mean(x: Array) -> Array:  # x (B, ...) -> (B,)
-    """The mean over each row's coordinates."""
+def row_mean(x: Array) -> Array:
+    """The mean over each row's coordinates.   x (B, ...) -> (B,)."""
     return x.reshape(len(x), -1).mean(axis=1)

@@ -1,4 +1,4 @@
-"""Logarithms and divergences of normal distributions, coordinate by coordinate, in nats."""
+"""Log-densities, entropies and divergences of normal distributions, per coordinate, in nats."""
 
 import math
 
@@ -7,7 +7,7 @@ import numpy as np
 from npdiff.backend import Array, get_array_module, to_numpy
 
 LOG_2PI = math.log(2 * math.pi)
-BITS = 1 / math.log(2)  # in a nat
+BITS = 1 / math.log(2)  # bits in one nat
 
 
 def log(x: Array) -> Array:
@@ -16,8 +16,10 @@ def log(x: Array) -> Array:
 
 
 def log_prob(x: Array, mean: Array, var: Array) -> Array:
-    """log N(x; mean, var) = -1/2 [log(2 pi var) + (x - mean)^2 / var], in nats, for each
-    coordinate."""
+    """The log-density of N(mean, var) at x, in nats, for each coordinate.
+
+    log N(x; mean, var) = -1/2 [log(2 pi var) + (x - mean)^2 / var]
+    """
     return -0.5 * (LOG_2PI + log(var) + (x - mean) ** 2 / var)
 
 
@@ -27,21 +29,21 @@ def entropy(var: Array) -> Array:
 
 
 def kl(mean_1: Array, var_1: Array, mean_2: Array, var_2: Array) -> Array:
-    """KL(N(mean_1, var_1) || N(mean_2, var_2)) = 1/2 [r - 1 - log r + (mean_1 - mean_2)^2 / var_2],
-    r = var_1 / var_2.
+    """KL(N(mean_1, var_1) || N(mean_2, var_2)) in nats, for each coordinate.
 
-    In nats, for each coordinate.
+    KL = 1/2 [r - 1 - log r + (mean_1 - mean_2)^2 / var_2],    r = var_1 / var_2
     """
     r = var_1 / var_2
     return 0.5 * (r - 1 - log(r) + (mean_1 - mean_2) ** 2 / var_2)
 
 
 def log_cdf(x: Array) -> Array:
-    """log Phi(x), Phi(x) = erfc(-x / sqrt(2)) / 2, of x's shape, in float64: from erfc of the
-    standard library, on the host.
+    """log Phi(x), with Phi(x) = erfc(-x / sqrt(2)) / 2, in float64 and of x's shape.
 
-    Far out erfc is 0, and the series of its tail is taken: log Phi(x) = -x^2/2 - log(-x sqrt(2 pi))
-    + log(1 - 1/x^2 + 3/x^4 - 15/x^6).
+    erfc is that of Python's standard library, so this runs on the host. Far out erfc underflows;
+    below -20 the asymptotic series of the tail is used instead:
+
+    log Phi(x) = -x^2/2 - log(-x sqrt(2 pi)) + log(1 - 1/x^2 + 3/x^4 - 15/x^6)
     """
     on_host = to_numpy(x).astype(np.float64)
     near, far = np.maximum(on_host, -20.0), np.minimum(on_host, -20.0)
@@ -65,11 +67,12 @@ def log_sum_exp(x: Array) -> Array:
 
 
 def mean_kl(log_ratio: np.ndarray) -> float:
-    """KL(q || p) in nats from log_ratio = log q - log p at draws of q, of shape (N,).
+    """KL(q || p) in nats, estimated from log_ratio = log q - log p, of shape (N,), at N draws of q.
 
-    The mean of log_ratio + c (exp(-log_ratio) - 1): exp(-log_ratio) = p / q has the mean 1, so
-    every c is unbiased. Of these c the one with the smallest error is taken. Where p is close to q
-    it is near 1, and most of the error cancels.
+    The estimate is the mean of log_ratio + c (exp(-log_ratio) - 1). Since exp(-log_ratio) = p / q
+    has mean 1 under q, the second term is a control variate: it adds no bias, whatever c is. The c
+    of smallest variance is taken. Where p is close to q, it is near 1 and most of the error
+    cancels.
     """
     excess = np.expm1(-log_ratio)
     c = -np.cov(log_ratio, excess)[0, 1] / max(float(excess.var(ddof=1)), 1e-300)

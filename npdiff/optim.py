@@ -1,5 +1,4 @@
-"""Adam, the learning rate over time, clipping of the gradient, averaging of theta: each acts on one
-vector."""
+"""Adam, the learning rate's schedule, gradient clipping and the average of theta, on one vector."""
 
 import math
 
@@ -7,10 +6,9 @@ from npdiff.backend import Array, get_array_module
 
 
 def learning_rate(step: int, steps: int, lr: float, warmup: int = 100, hold: float = 0.0) -> float:
-    """The rate at `step` of `steps`: a linear rise to lr over the first `warmup` steps, then half a
-    cosine down to 0.
+    """The rate at `step` of `steps`: a linear rise to lr, then half a cosine down to 0.
 
-    The cosine starts after a share `hold` of all steps.
+    It rises over the first `warmup` steps; the cosine starts after a share `hold` of all steps.
     """
     rise = min(1.0, step / warmup) if warmup else 1.0
     decayed = max(0.0, min(1.0, step / steps) - hold) / (1 - hold)
@@ -18,8 +16,7 @@ def learning_rate(step: int, steps: int, lr: float, warmup: int = 100, hold: flo
 
 
 def clip_norm(grad: Array, largest: float) -> Array:
-    """grad, scaled down where its Euclidean norm exceeds `largest`:  grad min(1, largest /
-    |grad|)."""
+    """grad min(1, largest / |grad|): scaled down where its Euclidean norm exceeds `largest`."""
     norm = (grad * grad).sum() ** 0.5
     return grad * get_array_module(grad).minimum(largest / (norm + 1e-12), 1.0)
 
@@ -35,11 +32,10 @@ def adam(
     decay_2: float = 0.999,
     tiny: float = 1e-8,
 ) -> None:
-    """One step of Adam. theta, m and v, the running means of grad and grad^2, are changed in place;
-    `step` counts from 1.
+    """One step of Adam: theta and the running means m of grad and v of grad^2 change in place.
 
-    Algorithm 1, Kingma & Ba 2015, arXiv:1412.6980, whose beta_1, beta_2, epsilon are decay_1,
-    decay_2, tiny.
+    Algorithm 1, Kingma & Ba 2015, arXiv:1412.6980, whose beta_1, beta_2 and epsilon are decay_1,
+    decay_2 and tiny. `step` counts from 1.
     """
     m[...] = decay_1 * m + (1 - decay_1) * grad
     v[...] = decay_2 * v + (1 - decay_2) * grad**2
@@ -49,8 +45,9 @@ def adam(
 
 
 def average(ema: Array, theta: Array, step: int, decay: float = 0.999) -> None:
-    """Exponential moving average of theta, in place:  ema = d ema + (1 - d) theta,  d = min(decay,
-    step / (step + 9)).
+    """The exponential moving average of theta, in place.
+
+    ema = d ema + (1 - d) theta,    d = min(decay, step / (step + 9))
 
     The smaller d at the start forgets the random theta that training began from.
     """

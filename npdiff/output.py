@@ -1,18 +1,18 @@
 """What a network is given, and what its output stands for.
 
-A network is given x = x_t / std_t, of about unit variance, and level = log(noise_t / signal_t). Its
+A network is given x = x_t / std, of about unit variance, and level = log(noise / signal). Its
 output may stand for any of four things, each of which determines the noise once x_t is known:
 
-| predict | target                              | eps_hat                                  | eps_per_output     |
-|---------|-------------------------------------|------------------------------------------|--------------------|
-| "eps"   | eps                                 | out                                      | 1                  |
-| "x_0"   | x_0                                 | (x_t - signal_t out) / noise_t           | -signal_t / noise_t |
-| "v"     | (signal_t eps - noise_t x_0) / std_t | (noise_t x_t / std_t + signal_t out) / std_t | signal_t / std_t |
-| "score" | -eps, which is noise_t score        | -out                                     | -1                 |
+    predict  target                          eps_hat                               eps_per_output
+    -------  ------------------------------  ------------------------------------  ---------------
+    "eps"    eps                             out                                   1
+    "x_0"    x_0                             (x_t - signal out) / noise            -signal / noise
+    "v"      (signal eps - noise x_0) / std  (noise x_t / std + signal out) / std  signal / std
+    "score"  -eps, which is noise score      -out                                  -1
 
-std_t = sqrt(signal_t^2 + noise_t^2) is 1 where the variance is preserved. v is that of the
-network's input, so one formula holds on every schedule. In each row eps_hat is linear in x_t and in
-out, so an error of the output is a multiple of the error of eps:
+signal, noise and std = sqrt(signal^2 + noise^2) are the schedule's at t; std is 1 where the
+variance is preserved. v is that of the network's input, so one formula holds on every schedule. In
+each row eps_hat is linear in x_t and in out, so an error of the output becomes a multiple of it:
 
     eps_hat - eps = eps_per_output (out - target)
 
@@ -28,6 +28,7 @@ PREDICT = ("eps", "x_0", "v", "score")
 
 
 def check_predict(predict: str) -> None:
+    """Raise ValueError unless `predict` is one of PREDICT."""
     if predict not in PREDICT:
         raise ValueError(f"predict must be one of {', '.join(PREDICT)}, got {predict!r}")
 
@@ -35,7 +36,7 @@ def check_predict(predict: str) -> None:
 def network_input(x_t: Array, t: Time, schedule: Schedule) -> tuple[Array, Array]:
     """x = x_t / std_t and level = log(noise_t / signal_t), the inputs of a network.
 
-    The network is told the level and not t, so one network serves every schedule and every sampler.
+    A network is given the level and not t, so one network serves every schedule and every sampler.
 
     Returns
     -------
@@ -50,7 +51,7 @@ def network_input(x_t: Array, t: Time, schedule: Schedule) -> tuple[Array, Array
 def target(x_0: Array, t: Time, eps: Array, schedule: Schedule, predict: str = "eps") -> Array:
     """What the network should put out: eps, x_0, v = (signal_t eps - noise_t x_0) / std_t, or -eps.
 
-    v: sec. 4 and app. D, Salimans & Ho 2022, arXiv:2202.00512.
+    v is that of sec. 4 and app. D, Salimans & Ho 2022, arXiv:2202.00512, for the network's input.
     """
     check_predict(predict)
     s = schedule.at(t, x_0)
@@ -75,8 +76,7 @@ def eps_from_output(
 
 
 def eps_per_output(x_t: Array, t: Time, schedule: Schedule, predict: str = "eps") -> Array:
-    """d eps_hat / d out at a fixed x_t: a float, or an array of shape (B, 1, ..., 1) for a batch of
-    t."""
+    """d eps_hat / d out at a fixed x_t: a float, or an array (B, 1, ..., 1) where rows differ."""
     check_predict(predict)
     s = schedule.at(t, x_t)
     if predict == "x_0":

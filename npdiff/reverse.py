@@ -1,11 +1,10 @@
-"""The learned process p_theta: a prediction of the noise in x_t becomes one Gaussian step back to
-x_{t-1}.
+"""The learned process p_theta: the predicted noise in x_t gives one Gaussian step back to x_{t-1}.
 
     p_theta(x_{t-1} | x_t) = N(mu_theta(x_t, t), sigma_t^2 I)
 
 The mean can be written with eps_hat, with x_0_hat or with the score; the three agree. The variance
 is fixed, to beta_t or to beta_tilde_t. `predictor` turns a network into predict_eps(x_t, t), which
-is all that a sampler ever sees. `exact.Mixture.predictor` gives the same kind of function.
+is all that a sampler ever sees. `exact.Mixture.predictor` returns the same kind of function.
 """
 
 from collections.abc import Callable
@@ -28,8 +27,8 @@ NO_SIGNAL = (
 def p_mean_from_eps(x_t: Array, t: Time, eps_hat: Array, schedule: Schedule) -> Array:
     """mu_theta = (x_t - beta_t / sqrt(1 - alpha_bar_t) eps_hat) / sqrt(alpha_t).
 
-    Eq. (11), Ho et al. 2020, arXiv:2006.11239. All arrays have shape (B, ...). ValueError where
-    alpha_t is 0.
+    Eq. (11), Ho et al. 2020, arXiv:2006.11239. All arrays have shape (B, ...).
+    ValueError where alpha_t is 0.
     """
     s = schedule.at(t, x_t)
     if np.any(schedule.alpha[t] == 0):
@@ -59,27 +58,43 @@ def p_mean_from_score(x_t: Array, t: Time, score_hat: Array, schedule: Schedule)
 
 
 def mean_per_eps(t: Time, schedule: Schedule) -> np.ndarray:
-    """d mu_theta / d eps_hat = -beta_t / (sqrt(alpha_t) sqrt(1 - alpha_bar_t)), from eq.
+    """d mu_theta / d eps_hat = -beta_t / (sqrt(alpha_t) sqrt(1 - alpha_bar_t)).
 
-    (11), Ho et al. 2020.
+    From eq. (11), Ho et al. 2020. So an error of eps_hat becomes an error of the mean:
 
-    So an error of eps_hat becomes an error of the mean:  mu_theta - mu_tilde = mean_per_eps
-    (eps_hat - eps). float64 on the host, of t's shape.
+    mu_theta - mu_tilde = mean_per_eps (eps_hat - eps)
+
+    float64 on the host, of t's shape.
     """
     check_t(t, schedule.T)
     return -schedule.beta[t] / (np.sqrt(schedule.alpha[t]) * schedule.noise[t])
 
 
 def p_variance(t: Time, schedule: Schedule, variance: str = "beta_tilde") -> np.ndarray:
-    """sigma_t^2: beta_t, which is best for x_0 ~ N(0, I), or beta_tilde_t, which is best for a
-    single point x_0.
+    """sigma_t^2, the variance of the reverse step: beta_t or beta_tilde_t.
 
-    Sec. 3.2, Ho et al. 2020, arXiv:2006.11239. float64 on the host, of t's shape.
+    beta_t is optimal for x_0 ~ N(0, I), beta_tilde_t for a single point x_0. Sec. 3.2, Ho et al.
+    2020, arXiv:2006.11239. float64 on the host, of t's shape.
     """
     check_t(t, schedule.T)
     if variance not in VARIANCE:
         raise ValueError(f"variance must be one of {', '.join(VARIANCE)}, got {variance!r}")
     return schedule.beta[t] if variance == "beta" else schedule.beta_tilde[t]
+
+
+def of_state(params: Any, predict: str | None = None) -> tuple[dict, str]:
+    """The parameters, and what the network predicts, from a `train.State` or from the two as given.
+
+    A State brings its averaged parameters and its `predict`. Without one `predict` is "eps" unless
+    given. ValueError for another `predict`, or one that contradicts the State's.
+    """
+    if isinstance(params, dict):
+        predict = predict or "eps"
+        check_predict(predict)
+        return params, predict
+    if predict not in (None, params.predict):
+        raise ValueError(f"the network was trained to predict {params.predict!r}, got {predict!r}")
+    return params.ema_params, params.predict
 
 
 def predictor(
@@ -90,12 +105,11 @@ def predictor(
     guidance: float = 0.0,
     **inputs: Any,
 ) -> Callable[[Array, Time], Array]:
-    """The network as a function predict_eps(x_t, t) -> eps_hat, with t an int, or ints of shape
-    (B,).
+    """The network as a function predict_eps(x_t, t) -> eps_hat; t is an int, or ints of shape (B,).
 
-    With guidance w, away from what the network predicts without a label:
+    Classifier-free guidance of weight w moves away from what the network predicts without a label:
 
-        eps_hat = (1 + w) eps_hat(x_t | label) - w eps_hat(x_t)
+    eps_hat = (1 + w) eps_hat(x_t | label) - w eps_hat(x_t)
 
     Eq. (6), Ho & Salimans 2022, arXiv:2207.12598. Both predictions come from one call of the
     network, on 2 B rows.
@@ -104,26 +118,20 @@ def predictor(
     ----------
     net : a module with forward(params, x, level, ...) -> out, cache, such as npdiff.nn.mlp
     params : its parameters; or a `train.State`, whose averaged parameters and `predict` are used
-    predict : what the network's output stands for: "eps", "x_0", "v" or "score"; default the State's, or "eps"
-    guidance : w, 0 for none; needs label=...
-    inputs : further arguments of net.forward: label, of shape (B,)
+    predict : what the network's output stands for: "eps", "x_0", "v" or "score".
+        Default: the State's, or "eps"
+    guidance : w, 0 for none; needs label=..., and a net that has a NO_CLASS
+    inputs : further arguments of net.forward, such as label, of shape (B,)
 
     Raises
     ------
     ValueError
-        For another `predict`, one that contradicts the State's, guidance without a label, or a t
-        outside 1..T.
+        For another `predict`, one that contradicts the State's, guidance without a label or with
+        other inputs beside it, or a t outside 1..T.
     """
-    if not isinstance(params, dict):  # training's State
-        if predict not in (None, params.predict):
-            raise ValueError(
-                f"the network was trained to predict {params.predict!r}, got {predict!r}"
-            )
-        params, predict = params.ema_params, params.predict
-    predict = predict or "eps"
-    check_predict(predict)
-    if guidance and "label" not in inputs:
-        raise ValueError("guidance needs a label to be guided by: label=...")
+    params, predict = of_state(params, predict)
+    if guidance and set(inputs) != {"label"}:
+        raise ValueError("guidance needs a label to be guided by, label=..., and no other input")
 
     def predict_eps(x_t: Array, t: Time) -> Array:
         x, level = network_input(x_t, t, schedule)

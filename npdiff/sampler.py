@@ -46,8 +46,9 @@ def ddpm(
     rng: np.random.Generator,
     variance: str = "beta_tilde",
 ) -> Iterator[Step]:
-    """Ancestral sampling, all T steps:  x_{t-1} ~ N(mu_theta(x_t, t), sigma_t^2 I), with no noise
-    in the last one.
+    """Ancestral sampling in T steps, the last of which adds no noise.
+
+    x_{t-1} ~ N(mu_theta(x_t, t), sigma_t^2 I)
 
     Algorithm 2, Ho et al. 2020, arXiv:2006.11239.
 
@@ -83,15 +84,17 @@ def ddim(
     eta: float = 0.0,
     rng: np.random.Generator | None = None,
 ) -> Iterator[Step]:
-    """Jumps along a subsequence T = tau_S > ... > tau_0 = 0, S = steps, by way of x_0_hat:
+    """Jumps along a subsequence T = tau_S > ... > tau_0 = 0 of S = steps jumps.
 
-    x_s = signal_s x_0_hat + sqrt(noise_s^2 - sigma^2) eps_hat + sigma z,    from t = tau_i to s = tau_{i-1}
+    From t = tau_i to s = tau_{i-1}, by way of x_0_hat:
+
+    x_s     = signal_s x_0_hat + sqrt(noise_s^2 - sigma^2) eps_hat + sigma z
     sigma^2 = eta^2 noise_s^2 / noise_t^2 (noise_t^2 - (signal_t / signal_s)^2 noise_s^2)
 
     Eq. (12) and (16), Song et al. 2021, arXiv:2010.02502, whose alpha is alpha_bar = signal^2. The
-    chain that visits only the t of the subsequence is a Schedule too, and sigma^2 is eta^2 times
-    its beta_tilde. With eta = 0 the steps are deterministic; with eta = 1 and steps = T this is
-    DDPM with beta_tilde.
+    steps of the subsequence form a Schedule of their own, and sigma^2 is eta^2 times its
+    beta_tilde. With eta = 0 the steps are deterministic; with eta = 1 and steps = T this is DDPM
+    with beta_tilde.
 
     Parameters
     ----------

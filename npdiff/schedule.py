@@ -4,8 +4,8 @@ Every process here has the marginal
 
     x_t = signal[t] x_0 + noise[t] eps,        eps ~ N(0, I),        t = 0, 1, ..., T
 
-and a Schedule is the table of these two numbers. t is an integer and 1-based, as in the papers. t =
-0 is the data (signal 1, noise 0), so t - 1 needs no mask and the last step is no special case.
+and a Schedule is the table of these two numbers. t is an integer and 1-based, as in the papers.
+t = 0 is the data (signal 1, noise 0), so t - 1 needs no mask and the last step is no special case.
 """
 
 from typing import NamedTuple
@@ -38,7 +38,7 @@ class Schedule:
     alpha, beta      q(x_t | x_{t-1}) = N(sqrt(alpha[t]) x_{t-1}, beta[t] I)
     alpha_bar        signal^2, the product of alpha[1..t]
     beta_tilde       the variance of q(x_{t-1} | x_t, x_0); 0 at t = 1
-    std              sqrt(signal^2 + noise^2), the standard deviation of x_t for data of unit variance
+    std              sqrt(signal^2 + noise^2), the deviation of x_t for data of unit variance
     level            log(noise / signal): the network is told this, not t. The log-SNR is -2 level
 
     Given the marginals, the chain follows:
@@ -65,11 +65,8 @@ class Schedule:
         self.T = len(signal) - 1
         self.signal, self.noise = signal, noise
 
-        self.alpha, self.beta, self.beta_tilde = (
-            np.ones(self.T + 1),
-            np.zeros(self.T + 1),
-            np.zeros(self.T + 1),
-        )
+        self.alpha, self.beta = np.ones_like(signal), np.zeros_like(signal)
+        self.beta_tilde = np.zeros_like(signal)
         self.alpha[1:] = (signal[1:] / signal[:-1]) ** 2
         self.beta[1:] = noise[1:] ** 2 - self.alpha[1:] * noise[:-1] ** 2
         self.beta_tilde[1:] = noise[:-1] ** 2 / noise[1:] ** 2 * self.beta[1:]
@@ -95,7 +92,9 @@ class Schedule:
 
         Returns
         -------
-        At : Python floats for an int t; for a batch of t arrays of shape (B, 1, ..., 1), in x's precision, on x's device
+        At : named tuple
+            For an int t, of Python floats. For a batch of t, of arrays of shape (B, 1, ..., 1), in
+            x's precision and on x's device.
 
         Raises
         ------
@@ -106,13 +105,14 @@ class Schedule:
         check_t(t, self.T)
         if x.dtype.kind != "f":
             raise ValueError(f"x must be an array of floats, got {x.dtype}")
-        if isinstance(t, (int, np.integer)):
+        if not isinstance(t, np.ndarray) or t.ndim == 0:
             return At(*self._rows[:, t].tolist())
         if len(t) != len(x):
             raise ValueError(
                 f"t has {len(t)} entries and x has {len(x)} rows: give one t a row, or one int"
             )
-        rows = self._rows[:, t].astype(x.dtype).reshape(-1, len(t), *[1] * (x.ndim - 1))
+        rows = self._rows[:, t].astype(x.dtype)  # (9, B)
+        rows = rows.reshape(*rows.shape, *[1] * (x.ndim - 1))
         return At(*get_array_module(x).asarray(rows))
 
 
@@ -140,18 +140,16 @@ def check_tables(signal: np.ndarray, noise: np.ndarray) -> None:
     """Raise ValueError unless these two tables make a Schedule."""
     if signal.ndim != 1 or signal.shape != noise.shape or len(signal) < 2:
         raise ValueError(
-            f"signal and noise must be tables of one shape (T+1,), T >= 1, got {signal.shape} and {noise.shape}"
+            "signal and noise must be tables of one shape (T+1,), T >= 1, "
+            f"got {signal.shape} and {noise.shape}"
         )
-    if not (
-        np.isfinite(signal).all()
-        and np.isfinite(noise).all()
-        and (signal >= 0).all()
-        and (noise >= 0).all()
-    ):
+    both = np.stack([signal, noise])
+    if not (np.isfinite(both) & (both >= 0)).all():
         raise ValueError("signal and noise must be finite and not negative")
     if signal[0] != 1 or noise[0] != 0:
         raise ValueError(
-            f"a schedule starts at the data, signal[0] = 1 and noise[0] = 0, got {signal[0]} and {noise[0]}"
+            "a schedule starts at the data, signal[0] = 1 and noise[0] = 0, "
+            f"got {signal[0]} and {noise[0]}"
         )
     if not (noise[1:] * signal[:-1] > noise[:-1] * signal[1:]).all():
         raise ValueError("noise / signal must rise with every t")
@@ -172,16 +170,17 @@ def variance_preserving(beta: np.ndarray) -> Schedule:
     alpha_bar = np.concatenate([[1.0], np.cumprod(1 - beta)])
     if alpha_bar[-1] < 1e-300:
         raise ValueError(
-            "alpha_bar underflows: no signal is left long before the last step; take fewer steps, or smaller beta"
+            "alpha_bar underflows: no signal is left long before the last step; "
+            "take fewer steps, or smaller beta"
         )
     return Schedule(np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar))
 
 
 def linear(T: int = 1000, beta_1: float = 1e-4, beta_T: float = 0.02) -> Schedule:
-    """beta_t rises in equal steps from beta_1 to beta_T. Sec. 4, Ho et al. 2020, arXiv:2006.11239.
+    """beta_t rises in equal steps from beta_1 to beta_T.
 
-    The two ends are meant for T = 1000. With far fewer steps x_T still holds much of x_0: see
-    `forward.prior_kl`.
+    Sec. 4, Ho et al. 2020, arXiv:2006.11239. The two ends are meant for T = 1000. With far fewer
+    steps x_T still holds much of x_0: see `forward.prior_kl`.
     """
     return variance_preserving(np.linspace(beta_1, beta_T, check_T(T)))
 
@@ -208,6 +207,7 @@ def uniform_log_snr(T: int, level_1: float = -6.0, level_T: float = 5.0) -> Sche
 
 
 def check_T(T: int) -> int:
+    """T as an int; ValueError unless it is a whole number, at least 1."""
     if not isinstance(T, (int, np.integer)) or T < 1:
         raise ValueError(f"T must be a whole number of steps, at least 1, got {T!r}")
     return int(T)

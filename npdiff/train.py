@@ -30,11 +30,11 @@ Objective = Callable[..., tuple[Array, Array]]
 class State:
     """All that training changes, and what the network learns to predict.
 
-    theta, ema    the parameters as one vector, and their average over past steps
-    m, v          Adam's two moments
+    theta, ema            the parameters as one vector, and their average over past steps
+    m, v                  Adam's two moments
     params, ema_params    views of theta and ema, as a network takes them
-    predict       what the network's output stands for: see `output.py`
-    step          how many steps were taken
+    predict               what the network's output stands for: see `output.py`
+    step                  the number of steps taken
     """
 
     theta: Array
@@ -58,8 +58,10 @@ class TrainStep(NamedTuple):
 
 
 def start(params: Tree, predict: str = "eps") -> State:
-    """The state before the first step, with a copy of these parameters, of a network that will
-    learn to `predict`."""
+    """The state before the first step of a network that will learn to `predict`.
+
+    The parameters are copied.
+    """
     check_predict(predict)
     theta, params = pack(params)
     ema = theta.copy()
@@ -79,14 +81,17 @@ def gradient(
     network_input: Callable[..., tuple[Array, Array]] = network_input,
     **inputs: Any,
 ) -> tuple[Array, Array]:
-    """The objective of each row, and the gradient with respect to theta of its weighted mean.
+    """The objective of each row, and the gradient of its weighted mean with respect to theta.
 
-    Noise the data, predict, go back through the network. L = mean over the batch of weight loss.
+    Noise the data, predict, and go back through the network:
+
+    L = 1/B sum over the batch of weight objective
 
     Parameters
     ----------
     net, params : a module such as npdiff.nn.mlp, and its parameters
-    x_0, eps : arrays of shape (B, ...);  t : ints of shape (B,)
+    x_0, eps : arrays of shape (B, ...)
+    t : ints of shape (B,)
     predict : what the network's output stands for
     objective : objective(out, x_0, t, eps, schedule, predict) -> loss (B,), grad_out: see `loss.py`
     weight : array of shape (B,) on the host, for t that were not drawn uniformly; default 1
@@ -107,7 +112,7 @@ def gradient(
 
 
 def mean_weight(weight: np.ndarray | None, x: Array) -> Array:
-    """weight / B, ready to multiply x of shape (B, ...); 1 / B for weight=None."""
+    """weight / B, ready to multiply x of shape (B, ...); 1 / B where weight is None."""
     if weight is None:
         return 1 / len(x)
     each = (weight / len(x)).astype(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
@@ -125,15 +130,16 @@ def update(
     ema_decay: float = 0.999,
     adam: Callable[..., None] = adam,
 ) -> None:
-    """Step state.step + 1 of `steps` along dL/dtheta: clip the gradient, take a step of Adam,
-    average theta.
+    """Take step state.step + 1 of `steps`: clip the gradient, take a step of Adam, average theta.
 
     Parameters
     ----------
+    grad : dL/dtheta, of shape (P,)
     lr, hold : the peak of `optim.learning_rate`, and the share of the steps for which it is held
     clip : the largest norm of the gradient
     decay_2 : the decay of Adam's second moment
     ema_decay : the decay of the average of theta
+    adam : the step of Adam, with the arguments of `optim.adam`
     """
     state.step += 1
     rate = learning_rate(state.step, steps, lr, hold=hold)
@@ -147,11 +153,10 @@ def uniform(batch: int, T: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def early(batch: int, T: int, rng: np.random.Generator) -> np.ndarray:
-    """t = ceil(T u^2), u uniform on (0, 1]: small t, which dominate the bound, are drawn more
-    often.
+    """t = ceil(T u^2), u uniform on (0, 1]: small t, which dominate the bound, come more often.
 
-    P(t <= k) = sqrt(k / T). No weight undoes this: the objective is then L_simple with t weighed by
-    its probability, about 1 / (2 sqrt(t T)).
+    P(t <= k) = sqrt(k / T). No weight undoes this, so each t counts in the objective by its
+    probability, about 1 / (2 sqrt(t T)).
     """
     return np.ceil(T * (1 - rng.random(batch)) ** 2).astype(np.int64)
 
@@ -168,19 +173,21 @@ def train(
     draw_t: Callable[[int, int, np.random.Generator], Any] = uniform,
     update: Callable[[State, Array, int], None] = update,
 ) -> Iterator[TrainStep]:
-    """Algorithm 1, Ho et al.
+    """Train the network: steps state.step + 1 to `steps`, each yielded; `state` changes in place.
 
-    2020, arXiv:2006.11239, from state.step + 1 to `steps`; `state` is changed in place.
+    Algorithm 1, Ho et al. 2020, arXiv:2006.11239.
 
     Parameters
     ----------
     net : a module with forward and backward, such as npdiff.nn.mlp
-    state : from `start`, which is told what the network predicts
-    sample : sample(batch, rng) -> x_0 of shape (batch, ...); or x_0 and a dict of further arguments of net.forward
+    state : from `start`; it records what the network predicts
+    sample : sample(batch, rng) -> x_0 of shape (batch, ...), or x_0 and a dict of further arguments
+        of net.forward
     rng : draws the data, t and eps
     objective : objective(out, x_0, t, eps, schedule, predict) -> loss (B,), grad_out: see `loss.py`
-    draw_t : draw_t(batch, T, rng) -> t; or t and the weight of each row
-    update : update(state, grad, steps); settings of the optimiser are bound by partial(update, lr=...)
+    draw_t : draw_t(batch, T, rng) -> t, or t and the weight of each row
+    update : update(state, grad, steps); the optimiser's settings are bound by
+        partial(update, lr=...)
     """
     while state.step < steps:
         data = sample(batch, rng)

@@ -1,7 +1,7 @@
 """What the tests share: Hypothesis profiles, and strategies for schedules, times and arrays.
 
-Hypothesis draws a shape, a seed, a step, a schedule; the values come from a generator with that seed. With the
-environment variable CI set every run draws the same examples.
+Hypothesis draws a shape, a seed, a step, a schedule; the values come from a generator with that
+seed. With the environment variable CI set every run draws the same examples.
 """
 
 import os
@@ -21,10 +21,12 @@ settings.register_profile("ci", derandomize=True, deadline=None, max_examples=40
 settings.register_profile("dev", deadline=None, max_examples=40)
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
-EPS = float(np.finfo(np.float64).eps)  # 2.2e-16, twice the largest relative error of one operation in float64
+# 2.2e-16, twice the largest relative error of one operation in float64.
+EPS = float(np.finfo(np.float64).eps)
 EPS_32 = float(np.finfo(np.float32).eps)
 
-# A Monte Carlo figure may differ from its expectation by 5 standard errors. A normal variable does so once in 1.7 million.
+# A Monte Carlo figure may differ from its expectation by 5 standard errors. A normal variable does
+# so once in 1.7 million.
 STANDARD_ERRORS = 5.0
 
 seeds = st.integers(0, 2**32 - 1)
@@ -73,16 +75,22 @@ def schedules(draw: st.DrawFn, max_T: int = 40) -> Schedule:
 
 def times(schedule: Schedule, with_signal: bool = False) -> st.SearchStrategy[int]:
     """t in 1..T, or only those at which x_t still holds something of x_0."""
-    return st.integers(1, schedule.T - 1 if with_signal and schedule.signal[-1] == 0 else schedule.T)
+    return st.integers(
+        1, schedule.T - 1 if with_signal and schedule.signal[-1] == 0 else schedule.T
+    )
 
 
 @st.composite
-def schedules_and_times(draw: st.DrawFn, with_signal: bool = False, max_T: int = 40) -> tuple[Schedule, int]:
+def schedules_and_times(
+    draw: st.DrawFn, with_signal: bool = False, max_T: int = 40
+) -> tuple[Schedule, int]:
     schedule = draw(schedules(max_T))
     return schedule, draw(times(schedule, with_signal))
 
 
-def assert_within_standard_errors(samples: np.ndarray, expected: float | np.ndarray, axis: int = 0) -> None:
+def assert_within_standard_errors(
+    samples: np.ndarray, expected: float | np.ndarray, axis: int = 0
+) -> None:
     """The mean of independent samples lies within STANDARD_ERRORS of what is expected."""
     standard_error = samples.std(axis=axis, ddof=1) / np.sqrt(samples.shape[axis])
     deviation = np.abs(samples.mean(axis=axis) - expected) / standard_error
@@ -101,9 +109,11 @@ def sign_turned(params: dict) -> dict:
 
 
 def cupy_or_skip():
-    """CuPy, for a module of tests that need it; without a GPU that it can use the module is skipped."""
+    """CuPy, for a module of tests that need it; without a GPU that it can use the module is
+    skipped."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)  # of a kernel's compiler, not of the package
+        # Of a kernel's compiler, not of the package.
+        warnings.simplefilter("ignore", ResourceWarning)
         try:
             return select("cupy")
         except BackendError as error:

@@ -1,12 +1,14 @@
-"""An array for the tests that lives on the host and obeys the rules of CuPy 14, or stricter ones where CuPy is silently wrong.
+"""An array for the tests that lives on the host and obeys the rules of CuPy 14, or stricter ones
+where CuPy is silently wrong.
 
     x = asarray(numpy_array)          an explicit move, counted in counts["copy"]
     x.get(), float(x), if x: ...      a wait for the device, counted in counts["sync"], an error inside `with no_sync():`
 
-Refused with a TypeError: a NumPy array or scalar beside a strict one, conversion without .get(), float32 beside float64, a float64
-that nobody asked for, every function, method and keyword that is not listed below. Refused as by NumPy, where CuPy says
-nothing: writing to a broadcast view (ValueError), an index array out of range (IndexError), and here also writing
-through an index array that names an entry twice (ValueError).
+Refused with a TypeError: a NumPy array or scalar beside a strict one, conversion without .get(),
+float32 beside float64, a float64 that nobody asked for, every function, method and keyword that is
+not listed below. Refused as by NumPy, where CuPy says nothing: writing to a broadcast view
+(ValueError), an index array out of range (IndexError), and here also writing through an index array
+that names an entry twice (ValueError).
 """
 
 import operator
@@ -20,10 +22,13 @@ import numpy as np
 
 def _table(keywords_of: dict[str, str]) -> dict[str, list[str]]:
     """{name: its keywords}, from names that share their keywords, divided by spaces."""
-    return {name: keywords.split() for names, keywords in keywords_of.items() for name in names.split()}
+    return {
+        name: keywords.split() for names, keywords in keywords_of.items() for name in names.split()
+    }
 
 
-# What the package may call, and the keywords that it may give. All of it is in CuPy 14; add what you need and CuPy has.
+# What the package may call, and the keywords that it may give. All of it is in CuPy 14; add what
+# you need and CuPy has.
 FUNCTIONS = _table(
     {
         "exp log log1p expm1 sqrt square sin cos tanh abs sign isfinite minimum maximum matmul add.at": "",
@@ -84,7 +89,9 @@ class StrictArray:
 
     def __getattr__(self, name: str) -> Callable:
         if name not in METHODS:
-            raise AttributeError(f"the strict array has no {name}: see METHODS in tests/strict_array.py")
+            raise AttributeError(
+                f"the strict array has no {name}: see METHODS in tests/strict_array.py"
+            )
 
         def method(*args: Any, **kwargs: Any) -> Any:
             _check_keywords(name, kwargs, METHODS[name])
@@ -143,8 +150,15 @@ class StrictArray:
     def __setitem__(self, index: Any, value: Any) -> None:
         index = _open_index(index)
         for i in index:
-            if isinstance(i, np.ndarray) and i.dtype != bool and len(index) <= 2 and len(np.unique(i % self._a.shape[0])) < i.size:
-                raise ValueError("an entry is named twice: which of the writes stays is left to chance on a GPU; use add.at")
+            if (
+                isinstance(i, np.ndarray)
+                and i.dtype != bool
+                and len(index) <= 2
+                and len(np.unique(i % self._a.shape[0])) < i.size
+            ):
+                raise ValueError(
+                    "an entry is named twice: which of the writes stays is left to chance on a GPU; use add.at"
+                )
         _call(operator.setitem, self, index, value)
 
 
@@ -156,9 +170,23 @@ for _name in "shape", "ndim", "size", "dtype", "itemsize", "nbytes", "strides":
     setattr(StrictArray, _name, property(operator.attrgetter(f"_a.{_name}")))
 for _name in "neg", "pos", "abs", "invert", "lt", "le", "eq", "ne", "ge", "gt":
     setattr(StrictArray, f"__{_name}__", _operator(getattr(operator, _name)))
-for _name in "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and_", "or_", "xor":
+for _name in (
+    "add",
+    "sub",
+    "mul",
+    "truediv",
+    "floordiv",
+    "mod",
+    "pow",
+    "matmul",
+    "and_",
+    "or_",
+    "xor",
+):
     setattr(StrictArray, f"__{_name.strip('_')}__", _operator(getattr(operator, _name)))
-    setattr(StrictArray, f"__r{_name.strip('_')}__", _operator(getattr(operator, _name), swapped=True))
+    setattr(
+        StrictArray, f"__r{_name.strip('_')}__", _operator(getattr(operator, _name), swapped=True)
+    )
 for _name in "add", "sub", "mul", "truediv", "pow":
     setattr(StrictArray, f"__i{_name}__", _operator(getattr(operator, f"i{_name}")))
 
@@ -168,13 +196,17 @@ def _call(f: Callable, *args: Any, **kwargs: Any) -> Any:
     opened, keywords = [_open(a) for a in args], {name: _open(a) for name, a in kwargs.items()}
     inputs = {a.dtype for a in _flat([*opened, *keywords.values()]) if isinstance(a, np.ndarray)}
     if np.dtype("float32") in inputs and np.dtype("float64") in inputs:
-        raise TypeError("float32 meets float64: the result would be float64, and all that follows from it")
+        raise TypeError(
+            "float32 meets float64: the result would be float64, and all that follows from it"
+        )
     result = f(*opened, **keywords)
     if result is None:
         return None
     if args and isinstance(args[0], StrictArray) and result is args[0]._a:
         return args[0]  # in place
-    asked = np.dtype("float64") in inputs or any(_is_float64(a) for a in [*opened, *keywords.values()])
+    asked = np.dtype("float64") in inputs or any(
+        _is_float64(a) for a in [*opened, *keywords.values()]
+    )
     if np.asarray(result).dtype == "float64" and not asked:
         raise TypeError("the result is float64, and neither an input nor a dtype asked for it")
     return StrictArray(np.asarray(result))
@@ -183,15 +215,19 @@ def _call(f: Callable, *args: Any, **kwargs: Any) -> Any:
 def _open(value: Any) -> Any:
     if isinstance(value, StrictArray):
         return value._a
-    if isinstance(value, (list, tuple)):  # arrays to join, or a shape, which may hold NumPy's integers
+    # Arrays to join, or a shape, which may hold NumPy's integers.
+    if isinstance(value, (list, tuple)):
         return type(value)(int(v) if isinstance(v, np.integer) else _open(v) for v in value)
     if isinstance(value, (np.ndarray, np.generic)):
-        raise TypeError(f"unsupported type {type(value).__name__} beside a strict array: move it, or make it a Python number")
+        raise TypeError(
+            f"unsupported type {type(value).__name__} beside a strict array: move it, or make it a Python number"
+        )
     return value
 
 
 def _open_index(index: Any) -> tuple:
-    """The index as a tuple with an ellipsis, so that NumPy answers with a view even where it names every axis."""
+    """The index as a tuple with an ellipsis, so that NumPy answers with a view even where it names
+    every axis."""
     parts = index if isinstance(index, tuple) else (index,)
     if any(isinstance(i, (np.ndarray, list)) for i in parts):
         raise TypeError("an index array must be moved to the device explicitly")
@@ -208,13 +244,19 @@ def _flat(values: list) -> Iterator[Any]:
 
 
 def _is_float64(value: Any) -> bool:
-    return value is float or value is np.float64 or (isinstance(value, (np.dtype, str)) and value == "float64")
+    return (
+        value is float
+        or value is np.float64
+        or (isinstance(value, (np.dtype, str)) and value == "float64")
+    )
 
 
 def _check_keywords(name: str, kwargs: dict, allowed: list[str]) -> None:
     for keyword in kwargs:
         if keyword not in allowed:
-            raise TypeError(f"{name}() got an unexpected keyword argument {keyword!r}: see tests/strict_array.py")
+            raise TypeError(
+                f"{name}() got an unexpected keyword argument {keyword!r}: see tests/strict_array.py"
+            )
 
 
 class Namespace:
@@ -232,7 +274,9 @@ class Namespace:
             return lambda *args, **kwargs: _call_function(path, args, kwargs)
         if any(listed.startswith(f"{path}.") for listed in FUNCTIONS):
             return Namespace(path)
-        raise AttributeError(f"the strict array's module has no {path}: see FUNCTIONS in tests/strict_array.py")
+        raise AttributeError(
+            f"the strict array's module has no {path}: see FUNCTIONS in tests/strict_array.py"
+        )
 
 
 def _call_function(path: str, args: tuple, kwargs: dict) -> Any:
@@ -246,7 +290,11 @@ def asarray(a: Any, dtype: Any = None) -> StrictArray:
     """A strict array stays as it is; anything of the host is copied, and the copy counted."""
     if isinstance(a, StrictArray):
         return a if dtype in (None, a._a.dtype) else a.astype(dtype)
-    if not isinstance(a, (np.ndarray, np.generic)) and dtype is None and np.asarray(a).dtype == "float64":
+    if (
+        not isinstance(a, (np.ndarray, np.generic))
+        and dtype is None
+        and np.asarray(a).dtype == "float64"
+    ):
         raise TypeError("Python floats become float64: give a dtype")
     counts["copy"] += 1
     return StrictArray(np.array(a, dtype))

@@ -1,4 +1,5 @@
-"""Which array module is chosen, what is said in one line where CuPy cannot be used, and when a formula is fused."""
+"""Which array module is chosen, what is said in one line where CuPy cannot be used, and when a
+formula is fused."""
 
 import os
 import subprocess
@@ -16,7 +17,8 @@ from npdiff.backend import BackendError, get_array_module, select, standard_norm
 
 
 def fake_cupy(device_count: Callable = lambda: 1, get: Callable = lambda: None) -> ModuleType:
-    """As much of CuPy as `select` touches: it counts the devices, and runs a kernel whose result it reads by `get`."""
+    """As much of CuPy as `select` touches: it counts the devices, and runs a kernel whose result it
+    reads by `get`."""
 
     class Array:
         def __mul__(self, other):
@@ -57,7 +59,9 @@ BROKEN_IMPORTS = [
     ModuleNotFoundError("No module named 'fastrlock'", name="fastrlock"),
 ]
 BROKEN_MODULES = {
-    "reaches no GPU": fake_cupy(device_count=failing(RuntimeError("cudaErrorInsufficientDriver: driver too old\nmore"))),
+    "reaches no GPU": fake_cupy(
+        device_count=failing(RuntimeError("cudaErrorInsufficientDriver: driver too old\nmore"))
+    ),
     "CUDA_VISIBLE_DEVICES": fake_cupy(device_count=lambda: 0),
     "cannot run a kernel": fake_cupy(get=failing(RuntimeError("cannot find cuda_fp16.h\nmore"))),
 }
@@ -148,7 +152,9 @@ def test_standard_normal_has_the_dtype_of_like_and_the_numbers_of_the_seed(dtype
     z = standard_normal(np.random.default_rng(5), (4, 3), like)
     assert z.dtype == dtype
     np.testing.assert_array_equal(z, np.random.default_rng(5).standard_normal((4, 3), dtype=dtype))
-    np.testing.assert_array_equal(standard_normal(np.random.default_rng(5), (4, 3), asarray(like)).get(), z)
+    np.testing.assert_array_equal(
+        standard_normal(np.random.default_rng(5), (4, 3), asarray(like)).get(), z
+    )
 
 
 def double_and_scale(x, c):

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from npdiff.kit.gradcheck import check_pair, directional_error
 from npdiff.nn import conv
 
-# A difference along a direction of length 1 with h = 1e-5 has an error of order h^2 times the third derivative, and rounding of
-# order EPS |loss| / h, some 1e-10; a wrong gradient is wrong by a tenth or more. A slope that happens to be small costs digits.
+# A difference along a direction of length 1 with h = 1e-5 has an error of order h^2 times the third
+# derivative, and rounding of order EPS |loss| / h, some 1e-10; a wrong gradient is wrong by a tenth
+# or more. A slope that happens to be small costs digits.
 GRADIENT = 1e-5
 
 sizes = st.integers(1, 6)
@@ -21,10 +22,17 @@ strides = st.sampled_from([1, 2])
 
 
 @st.composite
-def images(draw, multiple: int = 1, channel_multiple: int = 1, max_batch: int = 3) -> tuple[tuple[int, int, int, int], np.random.Generator]:
+def images(
+    draw, multiple: int = 1, channel_multiple: int = 1, max_batch: int = 3
+) -> tuple[tuple[int, int, int, int], np.random.Generator]:
     """A shape (B, H, W, C), and a generator of values."""
     height, width = (multiple * draw(sizes) for _ in range(2))
-    return (draw(st.integers(1, max_batch)), height, width, channel_multiple * draw(channels)), np.random.default_rng(draw(seeds))
+    return (
+        draw(st.integers(1, max_batch)),
+        height,
+        width,
+        channel_multiple * draw(channels),
+    ), np.random.default_rng(draw(seeds))
 
 
 def naive_conv2d(x, w, b, stride):
@@ -43,12 +51,15 @@ def naive_conv2d(x, w, b, stride):
 @given(images(), channels, kernels, strides)
 def test_conv2d_is_its_definition(image, outputs, kernel, stride):
     shape, rng = image
-    x, w, b = rng.standard_normal(shape), rng.standard_normal((kernel, kernel, shape[3], outputs)), rng.standard_normal(outputs)
+    x, w, b = (
+        rng.standard_normal(shape),
+        rng.standard_normal((kernel, kernel, shape[3], outputs)),
+        rng.standard_normal(outputs),
+    )
     y, _ = conv.conv2d_forward(x, w, b, stride)
     terms = kernel * kernel * shape[3] + 1
-    rounding = (
-        terms * EPS * naive_conv2d(abs(x), abs(w), abs(b), stride).max()
-    )  # each of the sums is good to terms * EPS/2 of the absolute sum
+    # Each of the sums is good to terms * EPS/2 of the absolute sum.
+    rounding = terms * EPS * naive_conv2d(abs(x), abs(w), abs(b), stride).max()
     np.testing.assert_allclose(y, naive_conv2d(x, w, b, stride), rtol=0, atol=rounding)
 
 
@@ -56,19 +67,29 @@ def test_conv2d_is_its_definition(image, outputs, kernel, stride):
 def test_conv2d_gradients(image, outputs, kernel, stride):
     shape, rng = image
     w, b = rng.standard_normal((kernel, kernel, shape[3], outputs)), rng.standard_normal(outputs)
-    errors = check_pair(partial(conv.conv2d_forward, stride=stride), conv.conv2d_backward, rng.standard_normal(shape), rng, w=w, b=b)
+    errors = check_pair(
+        partial(conv.conv2d_forward, stride=stride),
+        conv.conv2d_backward,
+        rng.standard_normal(shape),
+        rng,
+        w=w,
+        b=b,
+    )
     assert max(errors.values()) < GRADIENT, errors
 
 
 @given(images(), channels, kernels, strides)
 def test_conv2d_backward_is_the_adjoint(image, outputs, kernel, stride):
-    """<conv(x), y> = <x, conv^T(y)>, and the same product is <w, grad_w>: a convolution is linear in x and in w."""
+    """<conv(x), y> = <x, conv^T(y)>, and the same product is <w, grad_w>: a convolution is linear
+    in x and in w."""
     shape, rng = image
     x, w = rng.standard_normal(shape), rng.standard_normal((kernel, kernel, shape[3], outputs))
     y, cache = conv.conv2d_forward(x, w, np.zeros(outputs), stride)
     grad_y = rng.standard_normal(y.shape)
     grad_x, grads = conv.conv2d_backward(grad_y, cache)
-    terms = (abs(conv.conv2d_forward(abs(x), abs(w), np.zeros(outputs), stride)[0]) * abs(grad_y)).sum()
+    terms = (
+        abs(conv.conv2d_forward(abs(x), abs(w), np.zeros(outputs), stride)[0]) * abs(grad_y)
+    ).sum()
     rounding = 2 * EPS * (kernel * kernel * max(shape[3], outputs) + x.size + y.size) * terms
     assert abs((y * grad_y).sum() - (x * grad_x).sum()) <= rounding
     assert abs((y * grad_y).sum() - (w * grads["w"]).sum()) <= rounding
@@ -79,14 +100,22 @@ def test_a_pointwise_convolution_copies_nothing():
     assert np.shares_memory(conv.columns(x, 1), x)
 
 
-@given(images(channel_multiple=2), st.sampled_from(["one channel a group", "one group", "two groups"]))
+@given(
+    images(channel_multiple=2), st.sampled_from(["one channel a group", "one group", "two groups"])
+)
 def test_group_norm_gradients(image, grouping):
     shape, rng = image
     groups = {"one channel a group": shape[3], "one group": 1, "two groups": 2}[grouping]
-    x, gain, bias = 3 * rng.standard_normal(shape) + 1, rng.standard_normal(shape[3]), rng.standard_normal(shape[3])
-    forward = partial(conv.group_norm_forward, groups=groups, eps=0.1)  # a group may be a single number, whose gradient eps alone decides
+    x, gain, bias = (
+        3 * rng.standard_normal(shape) + 1,
+        rng.standard_normal(shape[3]),
+        rng.standard_normal(shape[3]),
+    )
+    # A group may be a single number, whose gradient eps alone decides.
+    forward = partial(conv.group_norm_forward, groups=groups, eps=0.1)
     y, cache = forward(x, gain, bias)
-    if shape[1] * shape[2] * shape[3] // groups == 1:  # the number is its own mean: y is the bias, and no slope is left to compare
+    # The number is its own mean: y is the bias, and no slope is left to compare.
+    if shape[1] * shape[2] * shape[3] // groups == 1:
         assert (y == bias).all() and (conv.group_norm_backward(y, cache)[0] == 0).all()
     elif shape[1] * shape[2] * shape[3] // groups > 2:
         errors = check_pair(forward, conv.group_norm_backward, x, rng, gain=gain, bias=bias)
@@ -96,21 +125,33 @@ def test_group_norm_gradients(image, grouping):
 @given(images(channel_multiple=4), st.floats(-1e4, 1e4), st.floats(0.1, 1e3), dtypes)
 def test_group_norm_standardises_each_group(image, offset, scale, dtype):
     (batch, height, width, n_channels), rng = image
-    x = (offset + scale * rng.standard_normal((batch, height + 3, width + 3, n_channels))).astype(dtype)
-    y, _ = conv.group_norm_forward(x, np.ones(n_channels, dtype), np.zeros(n_channels, dtype), groups=4, eps=0.0)
+    x = (offset + scale * rng.standard_normal((batch, height + 3, width + 3, n_channels))).astype(
+        dtype
+    )
+    y, _ = conv.group_norm_forward(
+        x, np.ones(n_channels, dtype), np.zeros(n_channels, dtype), groups=4, eps=0.0
+    )
     groups = y.astype(np.float64).reshape(batch, -1, 4, n_channels // 4)
-    # The mean is found again after the offset is gone, so only a few roundings of y itself, of size 4 or so, are left.
+    # The mean is found again after the offset is gone, so only a few roundings of y itself, of size
+    # 4 or so, are left.
     assert abs(groups.mean(axis=(1, 3))).max() < 20 * np.finfo(dtype).eps
     # The variance adds rounding of up to one for each row and column summed.
-    assert abs(groups.var(axis=(1, 3)) - 1).max() < (height + width + n_channels + 20) * np.finfo(dtype).eps
+    assert (
+        abs(groups.var(axis=(1, 3)) - 1).max()
+        < (height + width + n_channels + 20) * np.finfo(dtype).eps
+    )
 
 
 @given(images(channel_multiple=2), st.floats(-1e30, 1e30), dtypes)
 @example(((2, 6, 5, 4), np.random.default_rng(0)), 1e8 / 3, np.float32)
 def test_group_norm_of_a_constant_is_the_bias(image, constant, dtype):
-    """Its variance is exactly 0: what rounding leaves in the first mean is a multiple of the last digit of x, which the second finds."""
+    """Its variance is exactly 0: what rounding leaves in the first mean is a multiple of the last
+    digit of x, which the second finds."""
     shape, rng = image
-    gain, bias = rng.standard_normal(shape[3]).astype(dtype), rng.standard_normal(shape[3]).astype(dtype)
+    gain, bias = (
+        rng.standard_normal(shape[3]).astype(dtype),
+        rng.standard_normal(shape[3]).astype(dtype),
+    )
     for groups in (1, 2, shape[3]):
         y, cache = conv.group_norm_forward(np.full(shape, constant, dtype), gain, bias, groups)
         np.testing.assert_array_equal(y, np.broadcast_to(bias, shape))
@@ -120,20 +161,35 @@ def test_group_norm_of_a_constant_is_the_bias(image, constant, dtype):
 
 @given(images(channel_multiple=2), st.floats(-1e6, 1e6))
 def test_group_norm_forgets_a_large_offset(image, offset):
-    """x + offset normalises to what x does, up to the digits that x lost when the offset was added."""
+    """x + offset normalises to what x does, up to the digits that x lost when the offset was
+    added."""
     (batch, height, width, n_channels), rng = image
-    x = np.float32(offset) + rng.standard_normal((batch, height + 1, width + 1, n_channels), dtype=np.float32)
+    x = np.float32(offset) + rng.standard_normal(
+        (batch, height + 1, width + 1, n_channels), dtype=np.float32
+    )
     one, zero = np.ones(n_channels, np.float32), np.zeros(n_channels, np.float32)
     y, _ = conv.group_norm_forward(x, one, zero, groups=2)
-    y_64, _ = conv.group_norm_forward(x.astype(np.float64) - offset, one.astype(float), zero.astype(float), groups=2)
+    y_64, _ = conv.group_norm_forward(
+        x.astype(np.float64) - offset, one.astype(float), zero.astype(float), groups=2
+    )
     np.testing.assert_allclose(y, y_64, rtol=0, atol=40 * EPS_32 * (1 + abs(y_64).max()) ** 3)
 
 
 @given(images())
 def test_scale_shift_gradients(image):
     shape, rng = image
-    scale, shift = rng.standard_normal((shape[0], shape[3])), rng.standard_normal((shape[0], shape[3]))
-    errors = check_pair(conv.scale_shift_forward, conv.scale_shift_backward, rng.standard_normal(shape), rng, scale=scale, shift=shift)
+    scale, shift = (
+        rng.standard_normal((shape[0], shape[3])),
+        rng.standard_normal((shape[0], shape[3])),
+    )
+    errors = check_pair(
+        conv.scale_shift_forward,
+        conv.scale_shift_backward,
+        rng.standard_normal(shape),
+        rng,
+        scale=scale,
+        shift=shift,
+    )
     assert max(errors.values()) < GRADIENT, errors
 
 
@@ -148,7 +204,12 @@ def test_upsample_repeats_each_pixel(image):
 @given(images())
 def test_upsample_gradient(image):
     shape, rng = image
-    assert check_pair(conv.upsample_forward, conv.upsample_backward, rng.standard_normal(shape), rng)["x"] < GRADIENT
+    assert (
+        check_pair(conv.upsample_forward, conv.upsample_backward, rng.standard_normal(shape), rng)[
+            "x"
+        ]
+        < GRADIENT
+    )
 
 
 @given(images(multiple=2))
@@ -164,12 +225,18 @@ def test_depth_to_space_undoes_space_to_depth(image):
 @given(images(multiple=2))
 def test_depth_to_space_is_the_backward_pass_of_space_to_depth(image):
     shape, rng = image
-    x, grad_y = rng.standard_normal(shape), rng.standard_normal((shape[0], shape[1] // 2, shape[2] // 2, 4 * shape[3]))
+    x, grad_y = (
+        rng.standard_normal(shape),
+        rng.standard_normal((shape[0], shape[1] // 2, shape[2] // 2, 4 * shape[3])),
+    )
     for forward, backward, a, grad in (
         (conv.space_to_depth, conv.depth_to_space, x, grad_y),
         (conv.depth_to_space, conv.space_to_depth, conv.space_to_depth(x), x),
     ):
-        assert directional_error(lambda a, f=forward, g=grad: (f(a) * g).sum(), a, backward(grad), rng) < GRADIENT
+        assert (
+            directional_error(lambda a, f=forward, g=grad: (f(a) * g).sum(), a, backward(grad), rng)
+            < GRADIENT
+        )
 
 
 @given(st.integers(1, 12), st.integers(1, 5), seeds)
@@ -181,7 +248,12 @@ def test_lookup_gradient_adds_up_equal_labels(batch, rows, seed):
     grad_y = rng.standard_normal(y.shape)
     _, grads = conv.lookup_backward(grad_y, cache)
     for n in range(rows):
-        np.testing.assert_allclose(grads["table"][n], grad_y[label == n].sum(axis=0), rtol=0, atol=batch * EPS * abs(grad_y).sum())
+        np.testing.assert_allclose(
+            grads["table"][n],
+            grad_y[label == n].sum(axis=0),
+            rtol=0,
+            atol=batch * EPS * abs(grad_y).sum(),
+        )
 
 
 @pytest.mark.parametrize("label", [[-1], [3], [0.0], [[0]]])
@@ -206,8 +278,20 @@ def test_every_op_obeys_the_rules_of_a_device_and_keeps_the_dtype(image, kernel,
     x, per_channel, per_image = draw(*shape), draw(shape[3]), draw(shape[0], shape[3])
     label = rng.integers(0, 4, shape[0])
     with strict_array.no_sync():
-        check(partial(conv.conv2d_forward, stride=stride), conv.conv2d_backward, x, draw(kernel, kernel, shape[3], 2), draw(2))
-        check(partial(conv.group_norm_forward, groups=shape[3]), conv.group_norm_backward, x, per_channel, per_channel)
+        check(
+            partial(conv.conv2d_forward, stride=stride),
+            conv.conv2d_backward,
+            x,
+            draw(kernel, kernel, shape[3], 2),
+            draw(2),
+        )
+        check(
+            partial(conv.group_norm_forward, groups=shape[3]),
+            conv.group_norm_backward,
+            x,
+            per_channel,
+            per_channel,
+        )
         check(conv.scale_shift_forward, conv.scale_shift_backward, x, per_image, per_image)
         check(conv.upsample_forward, conv.upsample_backward, x)
         check(conv.lookup_forward, conv.lookup_backward, label, draw(4, 3))

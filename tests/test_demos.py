@@ -12,13 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import _digits
-import _score_unet
+import mnist_ncsn
+from lab import checkpoint
 from npdiff import exact
-from npdiff.kit import checkpoint
-from npdiff.kit.gradcheck import check_pair, directional_error
 from npdiff.nn import mlp
-from npdiff.nn.params import pack, unflatten
 from npdiff.papers import ncsn
 from npdiff.reverse import predictor
 from npdiff.sampler import ddim
@@ -211,15 +208,22 @@ def test_mnist_smoke_run_with_the_shipped_digits_resumes_and_samples_from_shippe
     assert "mnist_weights.npz" in out and set(np.load(tmp_path / "s" / "samples.npz")["label"]) == {3, 7}
 
 
-BAD_FOR_DIGITS = ["--digits 3x", "--guidance -1", "--minutes 0", "--weights no.npz", "--data-dir no", "--weights no.npz --sample-only"]
-BAD_FOR_DIGITS += ["--sampler langevin", "--objective ncsn --predict v", "--objective ncsn --likelihood", "--sample-only --objective ncsn"]
+BAD_FOR_DIGITS = [
+    *("mnist --digits 3x", "mnist --guidance -1", "mnist --minutes 0", "mnist --weights no.npz"),
+    *("mnist --data-dir no", "mnist --weights no.npz --sample-only", "mnist --sampler langevin"),
+    *("mnist --objective ncsn", "mnist --sample-only --weights BOUND", "mnist --predict x_0"),
+    *("mnist_bound --T 1", "mnist_bound --guidance 1", "mnist_bound --sample-only --weights SIMPLE"),
+    *("mnist_ncsn --predict v", "mnist_ncsn --likelihood", "mnist_ncsn --sample-only"),
+]
 
 
-@pytest.mark.parametrize("flags", [flags.split() for flags in BAD_FOR_DIGITS], ids=" ".join)
-def test_mnist_refuses_bad_input_in_one_line(tmp_path, flags):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command(*flags, demo="mnist"), cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
-    assert done.returncode in (1, 2) and done.stdout == "" and done.stderr.count("\n") == 1 and done.stderr.startswith("mnist.py: ")
+@pytest.mark.parametrize("flags", BAD_FOR_DIGITS)
+def test_the_demos_of_digits_refuse_bad_input_in_one_line(tmp_path, flags):
+    flags = flags.replace("BOUND", str(ROOT / "demos" / "mnist_bound_weights.npz"))
+    demo, *flags = flags.replace("SIMPLE", str(ROOT / "demos" / "mnist_weights.npz")).split()
+    done = run(*flags, cwd=tmp_path, demo=demo)
+    assert done.returncode in (1, 2) and done.stdout == "", done.stdout
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith(f"{demo}.py: "), done.stderr
     assert not list(tmp_path.iterdir())
 
 
@@ -244,16 +248,39 @@ def test_the_likelihood_of_points_is_printed_and_kept(tmp_path):
     )
 
 
-@pytest.mark.parametrize("objective", ["simple", "bound"])
-def test_the_likelihood_of_digits_is_printed_term_by_term(tmp_path, objective):
-    flags = ["--smoke", "--likelihood", "--no-gif", "--objective", objective, "--out", "o"]
-    done = run(*flags, cwd=tmp_path, demo="mnist")
+@pytest.mark.parametrize("demo", ["mnist", "mnist_bound"])
+def test_the_likelihood_of_digits_is_printed_term_by_term(tmp_path, demo):
+    flags = ["--smoke", "--likelihood", "--no-gif", "--out", "o"]
+    done = run(*flags, cwd=tmp_path, demo=demo)
     assert done.returncode == 0 and done.stderr == "", done.stderr
     ledgers = json.loads((tmp_path / "o" / "metrics.json").read_text())["likelihood"]
-    assert len(ledgers) == (1 if objective == "bound" else 3)
+    assert len(ledgers) == (1 if demo == "mnist_bound" else 3)
     for ledger in ledgers.values():
         terms = sum(value for name, value in ledger.items() if name.startswith("L_"))
-        assert terms == pytest.approx(ledger["bits_per_dim"]) and f"{ledger['bits_per_dim']:.4f}" in done.stdout
+        assert terms == pytest.approx(ledger["bits_per_dim"])
+        assert f"{ledger['bits_per_dim']:.4f}" in done.stdout
+
+
+def test_a_run_for_the_bound_resumes_to_the_same_numbers_with_what_its_sampler_of_t_learned(tmp_path):
+    # 200 steps of 8 rows: enough for each of 3 values of t to have its ten losses, so t is no longer drawn uniformly.
+    flags = ["--smoke", "--T", 3, "--steps", 200, "--batch", 8, "--threads", 1, "--no-gif"]
+    done = run(*flags, "--out", "whole", cwd=tmp_path, demo="mnist_bound")
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    process = subprocess.Popen(
+        command(*flags, "--out", "cut", demo="mnist_bound"),
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+    )
+    while not (tmp_path / "cut" / "checkpoint.npz").exists():
+        time.sleep(0.01)
+    time.sleep(1.0)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "cut" / "metrics.json").exists()
+    done = run("--resume", "--out", "cut", cwd=tmp_path, demo="mnist_bound")
+    assert done.returncode == 0, done.stderr
+    assert same(tmp_path / "whole", tmp_path / "cut")
 
 
 def test_the_other_half_of_digits_is_drawn(tmp_path):
@@ -271,50 +298,35 @@ def test_the_other_half_of_digits_is_drawn(tmp_path):
 
 
 def test_ncsn_learns_digits_resumes_to_the_same_numbers_and_has_every_way_back(tmp_path):
-    flags = ["--objective", "ncsn", "--smoke", "--steps", 60, "--threads", 1, "--no-gif"]
-    done = run(*flags, "--out", "whole", cwd=tmp_path, demo="mnist")
+    flags = ["--smoke", "--steps", 60, "--threads", 1, "--no-gif"]
+    done = run(*flags, "--out", "whole", cwd=tmp_path, demo="mnist_ncsn")
     assert done.returncode == 0 and done.stderr == "" and "by langevin, 3 steps" in done.stdout, done.stderr
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
-    process = subprocess.Popen(command(*flags, "--out", "cut", demo="mnist"), cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command(*flags, "--out", "cut", demo="mnist_ncsn"), cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
     while not (tmp_path / "cut" / "checkpoint.npz").exists():
         time.sleep(0.01)
     process.kill()
     process.wait()
     assert not (tmp_path / "cut" / "metrics.json").exists()
-    assert run("--resume", "--out", "cut", cwd=tmp_path, demo="mnist").returncode == 0
+    assert run("--resume", "--out", "cut", cwd=tmp_path, demo="mnist_ncsn").returncode == 0
     assert same(tmp_path / "whole", tmp_path / "cut")
-    for way_back in (["--sampler", "ddim", "--guidance", 1], ["--inpaint", "left"]):
-        done = run("--sample-only", "--weights", "whole/weights.npz", *way_back, "--out", "o", cwd=tmp_path, demo="mnist")
+    for sampling in (["--sampler", "ddim", "--guidance", 1], ["--sampler", "ddpm"]):
+        done = run("--sample-only", "--weights", "whole/weights.npz", *sampling, "--out", "o", cwd=tmp_path, demo="mnist_ncsn")
         assert done.returncode == 0 and done.stderr == "", done.stderr
-
-
-def test_the_score_network_has_the_right_gradients_and_starts_as_the_score_of_a_standard_normal():
-    rng, chain = np.random.default_rng(0), ncsn.ladder(5, 0.1, 5.0)
-    theta, like = pack(_score_unet.init(rng, width=8))
-    x_t, t, label = rng.standard_normal((3, 8, 8, 1)), np.array([1, 3, 5]), np.array([3, 0, 10])
-    score = ncsn.score_of(_score_unet, unflatten(theta.astype(np.float64), like), chain, label=label)(x_t, t)
-    np.testing.assert_allclose(score, -x_t / (1 + chain.noise[t].reshape(-1, 1, 1, 1) ** 2), rtol=1e-9)  # of N(0, 1 + sigma^2)
-
-    theta = theta + 0.1 * rng.standard_normal(theta.size)
-    both = lambda theta: ncsn.gradient(_score_unet, unflatten(theta, like), x_t, t, np.ones_like(x_t), chain, label=label)  # noqa: E731
-    assert directional_error(lambda theta: both(theta)[0], theta, both(theta)[1], rng) < 1e-6
-    params, level = unflatten(theta, like), chain.level[t]
-    forward = lambda x: _score_unet.forward(params, x, level, label)  # noqa: E731
-    assert check_pair(forward, lambda grad, cache: (_score_unet.backward(params, cache, grad)[0], {}), x_t, rng)["x"] < 1e-6
 
 
 def test_the_dynamics_of_digits_keep_the_variance_and_end_in_the_data():
     """On N(m, s^2) a step multiplies the deviation from m by 1 - step / 2v, v = s^2 + sigma^2, and adds the variance `step`."""
-    m, s, n, steps = 0.7, 0.5, 50_000, _digits.LANGEVIN_STEPS
-    chain, rng = ncsn.ladder(100, _digits.SIGMA_L, _digits.SIGMA_1), np.random.default_rng(0)
+    m, s, n, steps = 0.7, 0.5, 50_000, mnist_ncsn.LANGEVIN_STEPS
+    chain, rng = ncsn.ladder(100, mnist_ncsn.SIGMA_L, mnist_ncsn.SIGMA_1), np.random.default_rng(0)
     mean, var = 0.0, chain.noise[-1] ** 2
     for sigma in chain.noise[:0:-1]:
         for _ in range(steps):
-            step, v = _digits.LANGEVIN_STEP * sigma**2, s**2 + sigma**2
+            step, v = mnist_ncsn.LANGEVIN_STEP * sigma**2, s**2 + sigma**2
             mean, var = m + (1 - step / (2 * v)) * (mean - m), (1 - step / (2 * v)) ** 2 * var + step
     share = s**2 / v  # of the last denoising, x_0_hat = m + share (x - m)
     x = chain.noise[-1] * rng.standard_normal((n, 1))
-    seen = list(_digits.langevin(exact.Gaussian([m], [[s**2]]).predictor(chain), x, chain, rng, steps))
+    seen = list(mnist_ncsn.langevin(exact.Gaussian([m], [[s**2]]).predictor(chain), x, chain, rng, steps))
     assert [step.t_prev for step in seen] == list(range(99, -1, -1))
     mean, var, x_0 = m + share * (mean - m), share**2 * var, seen[-1].x_prev
     assert abs(x_0.mean() - mean) < 5 * math.sqrt(var / n) and abs(x_0.var() / var - 1) < 5 * math.sqrt(2 / n)
@@ -331,8 +343,8 @@ def test_the_benchmark_prints_its_table_with_or_without_a_peer(tmp_path):
 
 def test_langevin_dynamics_end_with_the_last_noise_taken_out():
     """Of data at one point m the score is (m - x) / sigma^2, and the last x + sigma^2 score is m itself."""
-    chain, m = ncsn.ladder(5, _digits.SIGMA_L, 1.0), np.full((3, 2), 0.3)
+    chain, m = ncsn.ladder(5, mnist_ncsn.SIGMA_L, 1.0), np.full((3, 2), 0.3)
     predict_eps = lambda x, t: (x - m) / chain.noise[t]  # noqa: E731
-    *before, last = _digits.langevin(predict_eps, np.ones((3, 2)), chain, np.random.default_rng(0), steps=2)
+    *before, last = mnist_ncsn.langevin(predict_eps, np.ones((3, 2)), chain, np.random.default_rng(0), steps=2)
     np.testing.assert_allclose(last.x_prev, m, atol=1e-12)
     assert (last.t, last.t_prev, len(before)) == (1, 0, 4) and np.abs(last.x_t - m).min() > 1e-6

@@ -1,4 +1,7 @@
+"""Improved DDPM and the network for the bound: variance, objectives, importance sampling."""
+
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -6,14 +9,18 @@ from conftest import STANDARD_ERRORS, preserving_schedules, seeds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from npdiff import exact, likelihood, schedule, train
+from npdiff import exact, likelihood, normal, train
 from npdiff.backend import standard_normal
 from npdiff.forward import q_sample
-from npdiff.kit.gradcheck import check_pair, directional_error
+from npdiff.gradcheck import check_pair, directional_error
+from npdiff.loss import l_simple
+from npdiff.nn import unet
+from npdiff.nn.conv import depth_to_space, space_to_depth
 from npdiff.nn.ops import linear_backward, linear_forward
 from npdiff.nn.params import flatten, leaves, pack, unflatten
 from npdiff.papers import improved_ddpm, vdm
-from npdiff.papers.improved_ddpm import ImportanceSampler
+from npdiff.papers.improved_ddpm import ImportanceSampler, hybrid, vlb_objective
+from npdiff.schedule import cosine, uniform_log_snr
 
 GRADIENT = 1e-6
 
@@ -23,7 +30,12 @@ class Linear:
 
     @staticmethod
     def init(rng, dim=2):
-        return {"layer": {"w": 0.3 * rng.standard_normal((dim, 2 * dim)), "b": 0.3 * rng.standard_normal(2 * dim)}}
+        return {
+            "layer": {
+                "w": 0.3 * rng.standard_normal((dim, 2 * dim)),
+                "b": 0.3 * rng.standard_normal(2 * dim),
+            }
+        }
 
     @staticmethod
     def forward(params, x, level):
@@ -36,71 +48,126 @@ class Linear:
 
 
 @given(preserving_schedules(), seeds)
-def test_the_variance_lies_at_beta_tilde_for_o_minus_1_and_at_beta_for_o_1(chain, seed):
-    if chain.T < 2:
+def test_the_variance_lies_at_beta_tilde_for_o_minus_1_and_at_beta_for_o_1(schedule, seed):
+    if schedule.T < 2:
         return
-    t = np.random.default_rng(seed).integers(2, chain.T + 1, 5)
-    ends = [np.exp(improved_ddpm.log_variance(np.full((5, 1), o), t, chain))[:, 0] for o in (-1.0, 1.0)]
-    np.testing.assert_allclose(ends[0], chain.beta_tilde[t], rtol=1e-9)
-    np.testing.assert_allclose(ends[1], chain.beta[t], rtol=1e-9)
+    t = np.random.default_rng(seed).integers(2, schedule.T + 1, 5)
+    ends = [
+        np.exp(improved_ddpm.log_variance(np.full((5, 1), o), t, schedule))[:, 0]
+        for o in (-1.0, 1.0)
+    ]
+    np.testing.assert_allclose(ends[0], schedule.beta_tilde[t], rtol=1e-9)
+    np.testing.assert_allclose(ends[1], schedule.beta[t], rtol=1e-9)
 
 
 @given(seeds, st.sampled_from(["eps", "v", "x_0"]), st.booleans())
-def test_the_terms_are_those_of_the_ledger(seed, predict, discretised):
-    rng, chain = np.random.default_rng(seed), schedule.uniform_log_snr(6, -3, 3)
+def test_the_terms_are_those_of_the_bound(seed, predict, discretised):
+    rng, schedule = np.random.default_rng(seed), uniform_log_snr(6, -3, 3)
     params = Linear.init(rng)
     x_0, eps = rng.integers(0, 256, (12, 2)) / 127.5 - 1, rng.standard_normal((12, 2))
     t = 1 + np.arange(12) % 6
-    x_0[0], x_0[6] = -1.0, 1.0  # the darkest and the brightest value, where the decoder is lopsided, at t = 1
-    nats, _ = improved_ddpm.gradient(Linear, params, x_0, t, eps, chain, predict, "vlb", discretised=discretised)
-    reverse, x_t = improved_ddpm.reverse(Linear, params, chain, predict), q_sample(x_0, t, eps, chain)
+    # The darkest and the brightest value, where the decoder is not symmetric, at t = 1.
+    x_0[0], x_0[6] = -1.0, 1.0
+    objective = partial(vlb_objective, discretised=discretised)
+    losses, _ = train.gradient(Linear, params, x_0, t, eps, schedule, predict, objective)
+    nats = losses * 2 / schedule.T  # the loss is T L_{t-1} a coordinate
+    reverse, x_t = (
+        improved_ddpm.reverse(Linear, params, schedule, predict),
+        q_sample(x_0, t, eps, schedule),
+    )
     later = t > 1
-    np.testing.assert_allclose(nats[later], likelihood.step_kl(x_0[later], x_t[later], t[later], chain, reverse), rtol=1e-8)
+    kl = likelihood.step_kl(x_0[later], x_t[later], t[later], schedule, reverse)
+    np.testing.assert_allclose(nats[later], kl, rtol=1e-8)
     decode = likelihood.discretised_decoder if discretised else likelihood.gaussian_decoder
-    np.testing.assert_allclose(nats[~later], -decode(x_0[~later], *reverse(x_t[~later], t[~later])).sum(axis=1), rtol=1e-8)
+    log_p = decode(x_0[~later], *reverse(x_t[~later], t[~later]))
+    np.testing.assert_allclose(nats[~later], -log_p.sum(axis=1), rtol=1e-8)
 
 
 @settings(max_examples=20)
 @given(seeds, st.sampled_from(["eps", "v", "x_0"]), st.booleans())
 def test_the_gradient_of_the_bound(seed, predict, discretised):
-    rng, chain = np.random.default_rng(seed), schedule.uniform_log_snr(6, -3, 3)
+    rng, schedule = np.random.default_rng(seed), uniform_log_snr(6, -3, 3)
     theta, like = pack(Linear.init(rng))
-    x_0, eps, t = rng.integers(0, 256, (12, 2)) / 127.5 - 1, rng.standard_normal((12, 2)), 1 + np.arange(12) % 6
-    importance = rng.uniform(0.5, 2, 12)
+    x_0, eps, t = (
+        rng.integers(0, 256, (12, 2)) / 127.5 - 1,
+        rng.standard_normal((12, 2)),
+        1 + np.arange(12) % 6,
+    )
+    weight = rng.uniform(0.5, 2, 12)
+    objective = partial(vlb_objective, discretised=discretised)
 
-    def objective(theta):
-        nats, _ = improved_ddpm.gradient(Linear, unflatten(theta, like), x_0, t, eps, chain, predict, "vlb", importance, discretised)
-        return (importance * nats).mean() * chain.T / 2
+    def losses_and_gradient(theta):
+        params = unflatten(theta, like)
+        return train.gradient(Linear, params, x_0, t, eps, schedule, predict, objective, weight)
 
-    _, grad = improved_ddpm.gradient(Linear, unflatten(theta, like), x_0, t, eps, chain, predict, "vlb", importance, discretised)
-    assert directional_error(objective, theta, grad, rng) < GRADIENT
+    loss = lambda theta: (weight * losses_and_gradient(theta)[0]).mean()  # noqa: E731
+    assert directional_error(loss, theta, losses_and_gradient(theta)[1], rng) < GRADIENT
+
+
+@given(seeds, st.sampled_from(["eps", "v", "x_0"]), st.booleans())
+def test_the_gradient_of_each_rows_bound_with_respect_to_the_output(seed, predict, discretised):
+    rng, schedule = np.random.default_rng(seed), uniform_log_snr(6, -3, 3)
+    x_0, eps, t = (
+        rng.integers(0, 256, (12, 2)) / 127.5 - 1,
+        rng.standard_normal((12, 2)),
+        1 + np.arange(12) % 6,
+    )
+    out, weight = 0.5 * rng.standard_normal((12, 4)), rng.standard_normal((12, 1))
+    loss, grad_out = vlb_objective(out, x_0, t, eps, schedule, predict, discretised)
+    assert loss.shape == (12,) and grad_out.shape == (12, 4)
+
+    def weighted_loss(out):  # a weight of its own for each row, so that no two rows can be mixed up
+        loss, _ = vlb_objective(out, x_0, t, eps, schedule, predict, discretised)
+        return (weight[:, 0] * loss).sum()
+
+    assert directional_error(weighted_loss, out, weight * grad_out, rng) < GRADIENT
 
 
 @given(seeds)
 def test_the_hybrid_objective_moves_the_guess_by_l_simple_and_o_by_a_thousandth_of_the_bound(seed):
-    rng, chain = np.random.default_rng(seed), schedule.cosine(6)
+    rng, schedule = np.random.default_rng(seed), cosine(6)
     params = Linear.init(rng)
     x_0, eps, t = *rng.standard_normal((2, 12, 2)), 1 + np.arange(12) % 6
     simple = {"layer": {name: leaf[..., :2] for name, leaf in params["layer"].items()}}
-    _, expected = train.gradient(Linear, simple, x_0, t, eps, chain)
-    _, hybrid = improved_ddpm.gradient(Linear, params, x_0, t, eps, chain)
-    _, bound = improved_ddpm.gradient(Linear, params, x_0, t, eps, chain, weight="vlb")
-    hybrid, bound, expected = unflatten(hybrid, params)["layer"], unflatten(bound, params)["layer"], unflatten(expected, simple)["layer"]
+    batch = x_0, t, eps, schedule, "eps"
+    _, of_simple = train.gradient(Linear, simple, *batch)
+    _, of_hybrid = train.gradient(Linear, params, *batch, hybrid)
+    _, of_bound = train.gradient(Linear, params, *batch, vlb_objective)
+    of_simple = unflatten(of_simple, simple)["layer"]
+    of_hybrid, of_bound = (unflatten(grad, params)["layer"] for grad in (of_hybrid, of_bound))
     for name in ("w", "b"):
-        np.testing.assert_allclose(hybrid[name][..., :2], expected[name], rtol=1e-12)
-        np.testing.assert_allclose(hybrid[name][..., 2:], improved_ddpm.LAMBDA * bound[name][..., 2:], rtol=1e-12)
+        np.testing.assert_allclose(of_hybrid[name][..., :2], of_simple[name], rtol=1e-12)
+        o_alone = improved_ddpm.LAMBDA * of_bound[name][..., 2:]
+        np.testing.assert_allclose(of_hybrid[name][..., 2:], o_alone, rtol=1e-12)
+
+
+@given(seeds, st.sampled_from(["eps", "v", "x_0"]))
+def test_the_hybrid_loss_is_the_sum_of_both_and_its_stated_gradient_is_not_the_losss(seed, predict):
+    rng, schedule = np.random.default_rng(seed), cosine(6)
+    out, t = rng.standard_normal((12, 4)), 1 + np.arange(12) % 6
+    x_0, eps = rng.standard_normal((2, 12, 2))
+    loss, grad_out = hybrid(out, x_0, t, eps, schedule, predict)
+    simple, grad_simple = l_simple(out[:, :2], x_0, t, eps, schedule, predict)
+    bound, grad_bound = vlb_objective(out, x_0, t, eps, schedule, predict)
+    np.testing.assert_allclose(loss, simple + improved_ddpm.LAMBDA * bound, rtol=1e-12)
+    np.testing.assert_array_equal(grad_out[:, :2], grad_simple)
+    np.testing.assert_array_equal(grad_out[:, 2:], improved_ddpm.LAMBDA * grad_bound[:, 2:])
+    # What is left out is the effect of the guess on L_vlb, which is not 0.
+    assert np.abs(grad_bound[:, :2]).max() > 0
 
 
 class ShareOfEachStep:
-    """The exact guess for N(0, var), and o free for each t: what the bound's optimum is, without a network's limits."""
+    """The exact guess for N(0, var), and o free for each t: it can reach the optimum of the bound."""
 
-    def __init__(self, var, chain):
-        self.var, self.chain = var, chain
+    def __init__(self, var, schedule):
+        self.var, self.schedule = var, schedule
 
     def forward(self, params, x, level):
-        t = np.searchsorted(self.chain.level[1:], level - 1e-9) + 1
-        v = self.chain.signal[t] ** 2 * self.var + self.chain.noise[t] ** 2
-        return np.concatenate([(self.chain.noise[t] / v)[:, None] * x, params["o"][t][:, None]], axis=1), t
+        t = np.searchsorted(self.schedule.level[1:], level - 1e-9) + 1
+        v = self.schedule.signal[t] ** 2 * self.var + self.schedule.noise[t] ** 2
+        return np.concatenate(
+            [(self.schedule.noise[t] / v)[:, None] * x, params["o"][t][:, None]], axis=1
+        ), t
 
     def backward(self, params, t, grad_out):
         grad_o = np.zeros_like(params["o"])
@@ -108,19 +175,27 @@ class ShareOfEachStep:
         return None, {"o": grad_o}
 
 
-@pytest.mark.parametrize("weight", ["hybrid", "vlb"])
-def test_on_gaussian_data_the_optimum_is_the_true_reverse_variance(weight):
-    chain, var, n = schedule.cosine(8), 0.4, 400_000
-    rng, net = np.random.default_rng(0), ShareOfEachStep(0.4, chain)
-    x_0, eps, t = math.sqrt(var) * rng.standard_normal((n, 1)), rng.standard_normal((n, 1)), rng.integers(2, 9, n)
-    v = chain.signal**2 * var + chain.noise**2
+@pytest.mark.parametrize("objective", [hybrid, vlb_objective])
+def test_on_gaussian_data_the_optimum_is_the_true_reverse_variance(objective):
+    schedule, var, n = cosine(8), 0.4, 400_000
+    rng, net = np.random.default_rng(0), ShareOfEachStep(0.4, schedule)
+    x_0, eps, t = (
+        math.sqrt(var) * rng.standard_normal((n, 1)),
+        rng.standard_normal((n, 1)),
+        rng.integers(2, 9, n),
+    )
+    v = schedule.signal**2 * var + schedule.noise**2
     o = np.zeros(9)
-    true = chain.beta[2:] * v[1:-1] / v[2:]
-    o[2:] = 2 * (np.log(true) - np.log(chain.beta_tilde[2:])) / (np.log(chain.beta[2:]) - np.log(chain.beta_tilde[2:])) - 1
-    at_optimum = improved_ddpm.gradient(net, {"o": o}, x_0, t, eps, chain, weight=weight)[1]
-    beside = [improved_ddpm.gradient(net, {"o": o + shift}, x_0, t, eps, chain, weight=weight)[1] for shift in (-0.3, 0.3)]
-    assert (beside[0][2:] < 0).all() and (beside[1][2:] > 0).all()  # below it the gradient leads up, above it down
-    assert (abs(at_optimum[2:]) < 0.1 * abs(beside[1][2:])).all()
+    true = schedule.beta[2:] * v[1:-1] / v[2:]
+    log_beta, log_beta_tilde = np.log(schedule.beta[2:]), np.log(schedule.beta_tilde[2:])
+    o[2:] = 2 * (np.log(true) - log_beta_tilde) / (log_beta - log_beta_tilde) - 1
+
+    def grad_o(shift):
+        params = {"o": o + shift}
+        return train.gradient(net, params, x_0, t, eps, schedule, "eps", objective)[1][2:]
+
+    assert (grad_o(-0.3) < 0).all() and (grad_o(0.3) > 0).all()  # a descent leads to the optimum
+    assert (abs(grad_o(0.0)) < 0.1 * abs(grad_o(0.3))).all()
 
 
 def test_importance_sampling_is_unbiased_and_of_lower_variance():
@@ -132,8 +207,9 @@ def test_importance_sampling_is_unbiased_and_of_lower_variance():
         importance.learn(t, mean[t - 1] * rng.uniform(0.5, 1.5, T))
     assert importance.p[0] == 0 and importance.p.sum() == pytest.approx(1)
     n = 100_000
-    t = importance.draw(n, T, rng)
-    weighted, plain = importance.importance(t) * mean[t - 1], mean[rng.integers(1, T + 1, n) - 1]
+    t, weight = importance.draw(n, T, rng)
+    np.testing.assert_allclose(weight, 1 / (T * importance.p[t]), rtol=1e-12)
+    weighted, plain = weight * mean[t - 1], mean[rng.integers(1, T + 1, n) - 1]
     assert abs(weighted.mean() - mean.mean()) < STANDARD_ERRORS * weighted.std() / math.sqrt(n)
     assert abs(plain.mean() - mean.mean()) < STANDARD_ERRORS * plain.std() / math.sqrt(n)
     assert weighted.std() < 0.2 * plain.std()
@@ -148,24 +224,60 @@ def test_t_is_uniform_until_every_t_has_been_seen_often_enough():
     assert importance.p[3] > importance.p[1]
 
 
+def test_p_is_proportional_to_the_root_mean_square_of_the_last_losses():
+    importance = ImportanceSampler(2, keep=2)
+    importance.learn(
+        np.array([1, 1, 1, 2, 2]), np.array([9.0, 3.0, 4.0, 1.0, 1.0])
+    )  # 9 is forgotten
+    share = math.sqrt(12.5) / (math.sqrt(12.5) + 1)
+    np.testing.assert_allclose(
+        importance.p, [0, 0.999 * share + 0.0005, 0.999 * (1 - share) + 0.0005]
+    )
+    p = importance.p
+    importance.last *= 7.0  # only ratios of the losses matter
+    np.testing.assert_allclose(importance.p, p, rtol=1e-12)
+
+
 def test_training_with_importance_sampling_gives_the_bound_in_bits_and_lowers_it():
-    chain, rng = schedule.cosine(20), np.random.default_rng(0)
+    schedule, rng = cosine(20), np.random.default_rng(0)
     data, importance = exact.Gaussian([0.0, 0.0], [[0.5, 0.0], [0.0, 0.5]]), ImportanceSampler(20)
-    state = train.start({"layer": {name: a.astype(np.float32) for name, a in Linear.init(rng)["layer"].items()}})
-    how = dict(weight="vlb", lr=0.02, draw_t=importance.draw, gradient=importance.gradient())
-    losses = [float(step.loss) for step in train.train(Linear, state, data.sample, chain, rng, 300, 64, **how)]
+    layer = {name: a.astype(np.float32) for name, a in Linear.init(rng)["layer"].items()}
+    state, losses = train.start({"layer": layer}), []
+    steps = train.train(
+        *(Linear, state, data.sample, schedule, rng, 300, 64, vlb_objective),
+        draw_t=importance.draw,
+        update=partial(train.update, lr=0.02),
+    )
+    for step in steps:
+        importance.learn(step.t, step.losses)
+        losses.append(normal.BITS * float(step.loss))
+    assert not np.isnan(importance.last[1:]).any()  # t is no longer drawn uniformly
     assert np.mean(losses[-50:]) < np.mean(losses[:50])
-    x_0 = data.sample(4000, rng)
-    terms = [term for term, _ in likelihood.bound(x_0, chain, improved_ddpm.reverse(Linear, state.params, chain), rng)]
-    assert np.mean(losses[-50:]) == pytest.approx(sum(term.nats for term in terms[1:]) / (2 * math.log(2)), rel=0.1)
+    x_0, reverse = data.sample(4000, rng), improved_ddpm.reverse(Linear, state.params, schedule)
+    terms = [term for term, _ in likelihood.bound(x_0, schedule, reverse, rng)]
+    bits = normal.BITS / 2 * sum(term.nats for term in terms[1:])
+    assert np.mean(losses[-50:]) == pytest.approx(bits, rel=0.1)
 
 
 def test_samplers_take_the_guess_alone():
-    rng, chain = np.random.default_rng(0), schedule.cosine(5)
+    rng, schedule = np.random.default_rng(0), cosine(5)
     params, x_t = Linear.init(rng), rng.standard_normal((4, 2))
-    mean, _ = improved_ddpm.reverse(Linear, params, chain)(x_t, 3)
-    eps_hat = improved_ddpm.predictor(Linear, params, chain)(x_t, 3)
-    np.testing.assert_allclose(mean, (x_t - chain.beta[3] / chain.noise[3] * eps_hat) / math.sqrt(chain.alpha[3]), rtol=1e-12)
+    mean, _ = improved_ddpm.reverse(Linear, params, schedule)(x_t, 3)
+    eps_hat = improved_ddpm.predictor(Linear, params, schedule)(x_t, 3)
+    expected = x_t - schedule.beta[3] / schedule.noise[3] * eps_hat
+    np.testing.assert_allclose(mean, expected / math.sqrt(schedule.alpha[3]), rtol=1e-12)
+
+
+def test_a_state_brings_its_averaged_parameters_and_what_it_predicts():
+    rng, schedule = np.random.default_rng(0), cosine(5)
+    state, x_t = train.start(Linear.init(rng), predict="v"), rng.standard_normal((4, 2))
+    state.ema[...] += 0.1
+    for function in (improved_ddpm.predictor, improved_ddpm.reverse):
+        of_state = function(Linear, state, schedule)(x_t, 3)
+        of_params = function(Linear, state.ema_params, schedule, "v")(x_t, 3)
+        np.testing.assert_array_equal(of_state, of_params)
+        with pytest.raises(ValueError, match="trained to predict"):
+            function(Linear, state, schedule, "eps")
 
 
 def test_the_network_that_sees_waves_has_the_right_gradients():
@@ -174,12 +286,39 @@ def test_the_network_that_sees_waves_has_the_right_gradients():
     params = unflatten(theta.astype(np.float64) + 0.1 * rng.standard_normal(theta.size), like)
     level, label = rng.standard_normal(2), np.array([3, 10])
     forward = lambda x: vdm.forward(params, x, level, label)  # noqa: E731
+    backward = lambda grad, cache: (vdm.backward(params, cache, grad)[0], {})  # noqa: E731
     x = rng.uniform(-1, 1, (2, 8, 8, 1))
     out, cache = forward(x)
     assert out.shape == (2, 8, 8, 2)
-    assert check_pair(forward, lambda grad, cache: (vdm.backward(params, cache, grad)[0], {}), x, rng)["x"] < 1e-4  # waves: h^2 f^3
-    grads = vdm.backward(params, cache, rng.standard_normal(out.shape))[1]
+    assert (
+        check_pair(forward, backward, x, rng)["x"] < 1e-4
+    )  # the waves' differences err by h^2 f^3
+    grad_out = rng.standard_normal(out.shape)
+    grads = vdm.backward(params, cache, grad_out)[1]
     assert [a.shape for a in leaves(grads)] == [a.shape for a in leaves(params)]
+
+    def weighted_out(theta):
+        return (vdm.forward(unflatten(theta, like), x, level, label)[0] * grad_out).sum()
+
+    assert directional_error(weighted_out, flatten(params), flatten(grads), rng) < GRADIENT
+
+
+def test_the_network_of_the_bound_is_the_u_net_of_an_image_of_twice_the_size():
+    rng, level = np.random.default_rng(0), np.array([-3.0, 1.0])
+    theta, like = pack(vdm.init(rng, width=8))
+    params = unflatten(theta.astype(np.float64) + 0.1 * rng.standard_normal(theta.size), like)
+    x = rng.uniform(-1, 1, (2, 8, 8, 1))
+    waves = [wave(f * x) for f in vdm.FREQUENCIES for wave in (np.sin, np.cos)]
+    inputs = np.concatenate([x, *waves, np.ones_like(x)], axis=3)
+    twice, _ = unet.forward(params, depth_to_space(inputs), level)
+    out, _ = vdm.forward(params, x, level)
+    np.testing.assert_array_equal(out, space_to_depth(twice)[..., :2])
+
+
+def test_odd_images_are_refused():
+    params = vdm.init(np.random.default_rng(0), width=8)
+    with pytest.raises(ValueError, match="even"):
+        vdm.forward(params, np.zeros((1, 8, 7, 1), np.float32), np.zeros(1, np.float32))
 
 
 def test_values_one_apart_are_told_apart_by_the_waves():
@@ -188,9 +327,13 @@ def test_values_one_apart_are_told_apart_by_the_waves():
 
 
 def test_float32_in_float32_out():
-    rng, chain = np.random.default_rng(0), schedule.uniform_log_snr(6)
+    rng, schedule = np.random.default_rng(0), uniform_log_snr(6)
     params = vdm.init(rng, width=8)
     x_0 = (rng.integers(0, 256, (3, 8, 8, 1)) / 127.5 - 1).astype(np.float32)
     eps = standard_normal(rng, x_0.shape, like=x_0)
-    nats, grad = improved_ddpm.gradient(vdm, params, x_0, np.array([1, 2, 6]), eps, chain, "v", "vlb", discretised=True)
-    assert nats.dtype == grad.dtype == np.float32 and np.isfinite(grad).all() and grad.shape == flatten(params).shape
+    t = np.array([1, 2, 6])
+    for objective in (vlb_objective, hybrid):
+        objective = partial(objective, discretised=True)
+        losses, grad = train.gradient(vdm, params, x_0, t, eps, schedule, "v", objective)
+        assert losses.dtype == grad.dtype == np.float32
+        assert np.isfinite(grad).all() and grad.shape == flatten(params).shape

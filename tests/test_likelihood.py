@@ -22,12 +22,14 @@ from npdiff.likelihood import (
     variance_table,
 )
 
-HERMITE, HERMITE_WEIGHTS = np.polynomial.hermite_e.hermegauss(3)  # exact for polynomials of degree 5: every term is of degree 2
+# Exact for polynomials of degree 5: every term is of degree 2.
+HERMITE, HERMITE_WEIGHTS = np.polynomial.hermite_e.hermegauss(3)
 HERMITE_WEIGHTS = HERMITE_WEIGHTS / HERMITE_WEIGHTS.sum()
 
 
 def true_variance(chain, var):
-    """Of q(x_{t-1} | x_t) where x_0 ~ N(0, var): beta_t v_{t-1} / v_t, with v_t the variance of x_t."""
+    """Of q(x_{t-1} | x_t) where x_0 ~ N(0, var): beta_t v_{t-1} / v_t, with v_t the variance of
+    x_t."""
     v = chain.signal**2 * var + chain.noise**2
     table = np.zeros(chain.T + 1)
     table[1:] = chain.beta[1:] * v[:-1] / v[1:]
@@ -35,7 +37,8 @@ def true_variance(chain, var):
 
 
 def expected_bound(chain, var, reverse):
-    """The bound's expectation over x_0 ~ N(0, var) and the noise, by quadrature, without any sampling error."""
+    """The bound's expectation over x_0 ~ N(0, var) and the noise, by quadrature, without any
+    sampling error."""
     x_0, eps = (a.reshape(-1, 1) for a in np.meshgrid(math.sqrt(var) * HERMITE, HERMITE))
     weights = np.outer(HERMITE_WEIGHTS, HERMITE_WEIGHTS).ravel()
     nats = prior_kl(x_0, chain)
@@ -59,7 +62,10 @@ def test_beta_is_exact_for_unit_variance_and_beta_tilde_nearly_so_for_a_point(va
     gaps = {}
     for var in (1.0, 0.01):
         data = exact.Gaussian([0.0], [[var]])
-        gaps[var] = expected_bound(chain, var, fixed(data.predictor(chain), chain, variance)) - data.entropy()
+        gaps[var] = (
+            expected_bound(chain, var, fixed(data.predictor(chain), chain, variance))
+            - data.entropy()
+        )
     assert min(gaps, key=gaps.get) == exact_for and all(gap > -1e-9 for gap in gaps.values())
     assert variance == "beta_tilde" or gaps[1.0] == pytest.approx(0, abs=1e-9)
 
@@ -68,7 +74,9 @@ def test_beta_is_exact_for_unit_variance_and_beta_tilde_nearly_so_for_a_point(va
 def test_the_best_variance_of_gaussian_data_is_the_true_one(chain, var):
     v = chain.signal**2 * var + chain.noise**2
     irreducible = chain.signal**2 * var / v
-    np.testing.assert_allclose(best_variance(irreducible, chain), true_variance(chain, var)[0], rtol=1e-9)
+    np.testing.assert_allclose(
+        best_variance(irreducible, chain), true_variance(chain, var)[0], rtol=1e-9
+    )
 
 
 def test_no_other_variance_gives_a_smaller_bound_than_the_best():
@@ -93,9 +101,15 @@ def test_the_ledger_and_a_single_path_agree_in_standard_errors(variance):
     terms, nats = zip(*bound(x_0, chain, reverse, rng), strict=True)
     difference = path(x_0, chain, reverse, rng) - sum(nats)
     assert abs(difference.mean()) < STANDARD_ERRORS * difference.std() / math.sqrt(len(x_0))
-    assert [(term.name, term.t) for term in terms] == [("L_T", 20), *(("L_t-1", t) for t in range(20, 1, -1)), ("L_0", 1)]
+    assert [(term.name, term.t) for term in terms] == [
+        ("L_T", 20),
+        *(("L_t-1", t) for t in range(20, 1, -1)),
+        ("L_0", 1),
+    ]
     for term, values in zip(terms, nats, strict=True):
-        assert term.nats == pytest.approx(values.mean()) and term.error == pytest.approx(values.std(ddof=1) / math.sqrt(len(x_0)))
+        assert term.nats == pytest.approx(values.mean()) and term.error == pytest.approx(
+            values.std(ddof=1) / math.sqrt(len(x_0))
+        )
     entropy = -data.log_prob(data.sample(100_000, rng, np.float64)).mean()
     assert sum(term.nats for term in terms) > entropy  # it is a bound
 
@@ -108,20 +122,28 @@ def test_the_256_probabilities_of_a_pixel_sum_to_1(mean, sigma):
 
 
 @given(st.floats(-1, 1), st.floats(0.5, 5))
-def test_a_pixels_probability_is_nearly_the_density_times_its_width_where_the_density_hardly_changes(mean, sigma):
+def test_a_pixels_probability_is_nearly_the_density_times_its_width_where_the_density_hardly_changes(
+    mean, sigma
+):
     pixels = np.arange(1, 255) / 127.5 - 1
     log_p = discretised_decoder(pixels, np.float64(mean), np.full(1, sigma**2))
     density = normal.log_prob(pixels, mean, sigma**2) + math.log(2 / 255)
-    np.testing.assert_allclose(log_p, density, atol=2 * (1 / 255 / sigma) ** 2 * (1 + (2 / sigma) ** 2))
+    np.testing.assert_allclose(
+        log_p, density, atol=2 * (1 / 255 / sigma) ** 2 * (1 + (2 / sigma) ** 2)
+    )
 
 
 def test_the_decoder_takes_float32_and_arrays_of_a_device():
     x_0 = (np.random.default_rng(0).integers(0, 256, (2, 4, 4, 1)) / 127.5 - 1).astype(np.float32)
     mean = x_0 + np.float32(0.01)
-    expected = discretised_decoder(x_0.astype(np.float64), mean.astype(np.float64), np.full((2, 1, 1, 1), 0.02**2))
+    expected = discretised_decoder(
+        x_0.astype(np.float64), mean.astype(np.float64), np.full((2, 1, 1, 1), 0.02**2)
+    )
     found = discretised_decoder(x_0, mean, np.full((2, 1, 1, 1), 0.02**2, np.float32))
     np.testing.assert_allclose(found, expected, atol=1e-3)
-    on_device = discretised_decoder(*(strict_array.asarray(a) for a in (x_0, mean, np.full((2, 1, 1, 1), 0.02**2, np.float32))))
+    on_device = discretised_decoder(
+        *(strict_array.asarray(a) for a in (x_0, mean, np.full((2, 1, 1, 1), 0.02**2, np.float32)))
+    )
     np.testing.assert_array_equal(on_device.get(), found)
 
 
@@ -132,19 +154,29 @@ def test_step_kl_is_zero_for_the_posterior_itself(seed):
     rng, chain = np.random.default_rng(seed), schedule.cosine(9)
     x_0, x_t = rng.standard_normal((2, 5, 3))
     t = rng.integers(2, 10, 5)
-    np.testing.assert_allclose(step_kl(x_0, x_t, t, chain, lambda x, t: q_posterior(x_0, x, t, chain)), 0, atol=1e-12)
+    np.testing.assert_allclose(
+        step_kl(x_0, x_t, t, chain, lambda x, t: q_posterior(x_0, x, t, chain)), 0, atol=1e-12
+    )
 
 
 @settings(max_examples=20)
-@given(preserving_schedules(max_T=15), st.floats(0.05, 4.0), st.sampled_from(["beta", "beta_tilde"]))
+@given(
+    preserving_schedules(max_T=15), st.floats(0.05, 4.0), st.sampled_from(["beta", "beta_tilde"])
+)
 def test_the_terms_follow_from_the_losses(chain, var, variance):
     if chain.T == 1:
         return
     data = exact.Gaussian([0.0], [[var]])
     v = chain.signal**2 * var + chain.noise**2
     loss = chain.signal**2 * var / v  # of the perfect predictor
-    total = terms_from_loss(loss, chain, variance_table(variance, chain)).sum() + float(prior_kl_of(chain, var))
-    assert total == pytest.approx(expected_bound(chain, var, fixed(data.predictor(chain), chain, variance)), rel=1e-8, abs=1e-8)
+    total = terms_from_loss(loss, chain, variance_table(variance, chain)).sum() + float(
+        prior_kl_of(chain, var)
+    )
+    assert total == pytest.approx(
+        expected_bound(chain, var, fixed(data.predictor(chain), chain, variance)),
+        rel=1e-8,
+        abs=1e-8,
+    )
 
 
 def prior_kl_of(chain, var):
@@ -173,4 +205,8 @@ def test_terms_drawn_at_one_t_each_have_the_bound_for_their_mean(T):
 def test_beta_tilde_has_a_density_at_t_1_too():
     chain = schedule.cosine(5)
     table = variance_table("beta_tilde", chain)
-    assert table[1] == chain.beta[1] and (table[2:] == chain.beta_tilde[2:]).all() and table.shape == (6,)
+    assert (
+        table[1] == chain.beta[1]
+        and (table[2:] == chain.beta_tilde[2:]).all()
+        and table.shape == (6,)
+    )

@@ -26,7 +26,12 @@ def test_backward_is_the_gradient_of_forward(seed, batch, dim, hidden, layers):
     out, cache = mlp.forward(params, x, level)
     grad_out = rng.standard_normal(out.shape)
     grad_x, grads = mlp.backward(params, cache, grad_out)
-    assert directional_error(lambda a: (mlp.forward(params, a, level)[0] * grad_out).sum(), x, grad_x, rng) < TOLERANCE
+    assert (
+        directional_error(
+            lambda a: (mlp.forward(params, a, level)[0] * grad_out).sum(), x, grad_x, rng
+        )
+        < TOLERANCE
+    )
 
     def loss(theta):
         return (mlp.forward(unflatten(theta, params), x, level)[0] * grad_out).sum()
@@ -55,25 +60,35 @@ def test_gradients_have_every_leaf_in_the_order_of_the_parameters():
 
 def test_an_untrained_network_puts_out_0():
     params = mlp.init(np.random.default_rng(0))
-    out, _ = mlp.forward(params, normal_values(1, 7, 2, dtype=np.float32), normal_values(2, 7, dtype=np.float32))
+    out, _ = mlp.forward(
+        params, normal_values(1, 7, 2, dtype=np.float32), normal_values(2, 7, dtype=np.float32)
+    )
     assert out.shape == (7, 2) and not out.any()
 
 
 def test_init_draws_weights_of_variance_one_over_the_inputs():
-    # 64 x 64 entries: the variance of a normal sample lies within 5 standard errors, sqrt(2/4096) = 2.2% each.
+    # 64 x 64 entries: the variance of a normal sample lies within 5 standard errors, sqrt(2/4096) =
+    # 2.2% each.
     params = mlp.init(np.random.default_rng(0), hidden=64, layers=4)
     for name in ("layer_1", "layer_2", "layer_3", "layer_4"):
         assert params[name]["w"].var() * 64 == pytest.approx(1, abs=5 * np.sqrt(2 / 64**2))
         assert not params[name]["b"].any()
     inputs, outputs = params["first"]["w"].shape
-    assert params["first"]["w"].var() * inputs == pytest.approx(1, abs=5 * np.sqrt(2 / (inputs * outputs)))
+    assert params["first"]["w"].var() * inputs == pytest.approx(
+        1, abs=5 * np.sqrt(2 / (inputs * outputs))
+    )
     assert list(params) == ["first", "layer_1", "layer_2", "layer_3", "layer_4", "last"]
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_the_precision_of_x_is_kept_forward_and_back(dtype):
-    params = {name: {k: a.astype(dtype) for k, a in layer.items()} for name, layer in random_net(0).items()}
-    out, cache = mlp.forward(params, normal_values(1, 3, 2, dtype=dtype), normal_values(2, 3, dtype=dtype))
+    params = {
+        name: {k: a.astype(dtype) for k, a in layer.items()}
+        for name, layer in random_net(0).items()
+    }
+    out, cache = mlp.forward(
+        params, normal_values(1, 3, 2, dtype=dtype), normal_values(2, 3, dtype=dtype)
+    )
     grad_x, grads = mlp.backward(params, cache, out)
     assert {a.dtype for a in (out, grad_x, *leaves(grads))} == {np.dtype(dtype)}
 
@@ -84,12 +99,19 @@ def test_the_network_hears_x_and_the_level_and_mixes_no_rows():
     assert np.abs(out - mlp.forward(params, x, level + 0.1)[0]).max() > 1e-6
     assert np.abs(out - mlp.forward(params, x + 0.1, level)[0]).max() > 1e-6
     for i in range(4):
-        np.testing.assert_allclose(mlp.forward(params, x[i : i + 1], level[i : i + 1])[0], out[i : i + 1], rtol=1e-12)
+        np.testing.assert_allclose(
+            mlp.forward(params, x[i : i + 1], level[i : i + 1])[0], out[i : i + 1], rtol=1e-12
+        )
 
 
 def test_a_level_beyond_the_range_counts_as_its_end():
     params, x = random_net(0), normal_values(1, 4, 2)
-    for far, end in ((-np.inf, mlp.LEVEL_MIN), (-30.0, mlp.LEVEL_MIN), (30.0, mlp.LEVEL_MAX), (np.inf, mlp.LEVEL_MAX)):
+    for far, end in (
+        (-np.inf, mlp.LEVEL_MIN),
+        (-30.0, mlp.LEVEL_MIN),
+        (30.0, mlp.LEVEL_MAX),
+        (np.inf, mlp.LEVEL_MAX),
+    ):
         out, _ = mlp.forward(params, x, np.full(4, far))
         np.testing.assert_array_equal(out, mlp.forward(params, x, np.full(4, end))[0])
 

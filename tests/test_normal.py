@@ -14,16 +14,21 @@ variances = st.floats(0.05, 20)
 
 
 def integral(f, mean, var):
-    """The trapezoid rule over 12 standard deviations, exact to rounding for a Gaussian times a polynomial."""
+    """The trapezoid rule over 12 standard deviations, exact to rounding for a Gaussian times a
+    polynomial."""
     x = mean + math.sqrt(var) * np.linspace(-12, 12, 481)
     return f(x).sum() * (x[1] - x[0])
 
 
 @given(st.floats(-5, 5), means, variances)
 def test_log_prob_is_the_log_of_the_density(x, mean, var):
-    expected = math.log(NormalDist(mean, math.sqrt(var)).pdf(x)) if (x - mean) ** 2 / var < 1000 else None
+    expected = (
+        math.log(NormalDist(mean, math.sqrt(var)).pdf(x)) if (x - mean) ** 2 / var < 1000 else None
+    )
     if expected is not None:
-        assert normal.log_prob(np.array([x]), mean, var).item() == pytest.approx(expected, rel=1e-12, abs=1e-12)
+        assert normal.log_prob(np.array([x]), mean, var).item() == pytest.approx(
+            expected, rel=1e-12, abs=1e-12
+        )
 
 
 @given(means, variances)
@@ -32,7 +37,9 @@ def test_entropy_is_the_mean_of_minus_log_prob(mean, var):
         log_p = normal.log_prob(x, mean, var)
         return -np.exp(log_p) * log_p
 
-    assert integral(integrand, mean, var) == pytest.approx(normal.entropy(var), rel=1e-11, abs=1e-11)
+    assert integral(integrand, mean, var) == pytest.approx(
+        normal.entropy(var), rel=1e-11, abs=1e-11
+    )
 
 
 @given(means, variances, means, variances)
@@ -42,7 +49,9 @@ def test_kl_is_the_mean_of_the_log_ratio(mean_1, var_1, mean_2, var_2):
         return np.exp(log_p) * (log_p - normal.log_prob(x, mean_2, var_2))
 
     # The two means are at most 6 apart and var_2 at least 0.05: terms up to 800.
-    assert integral(integrand, mean_1, var_1) == pytest.approx(normal.kl(mean_1, var_1, mean_2, var_2), rel=1e-10, abs=1e-10)
+    assert integral(integrand, mean_1, var_1) == pytest.approx(
+        normal.kl(mean_1, var_1, mean_2, var_2), rel=1e-10, abs=1e-10
+    )
 
 
 @given(means, variances, means, variances)
@@ -53,7 +62,9 @@ def test_kl_is_never_negative_and_0_from_itself(mean_1, var_1, mean_2, var_2):
 
 def test_kl_is_the_mean_log_ratio_of_samples_in_standard_errors():
     x = 0.3 + math.sqrt(0.5) * normal_values(0, 20_000)
-    assert_within_standard_errors(normal.log_prob(x, 0.3, 0.5) - normal.log_prob(x, -0.2, 1.5), normal.kl(0.3, 0.5, -0.2, 1.5))
+    assert_within_standard_errors(
+        normal.log_prob(x, 0.3, 0.5) - normal.log_prob(x, -0.2, 1.5), normal.kl(0.3, 0.5, -0.2, 1.5)
+    )
 
 
 @given(shapes, seeds, dtypes)
@@ -67,9 +78,15 @@ def test_numbers_and_arrays_give_the_same_and_the_precision_is_kept(shape, seed,
     }
     for name, (result, arguments) in results.items():
         assert result.dtype == dtype and result.shape == shape
-        each = [getattr(normal, name)(*map(float, row)) for row in zip(*(a.ravel() for a in arguments), strict=True)]
+        each = [
+            getattr(normal, name)(*map(float, row))
+            for row in zip(*(a.ravel() for a in arguments), strict=True)
+        ]
         np.testing.assert_allclose(
-            result.ravel(), each, rtol=1e-4 if dtype == np.float32 else 1e-12, atol=1e-4 if dtype == np.float32 else 1e-12
+            result.ravel(),
+            each,
+            rtol=1e-4 if dtype == np.float32 else 1e-12,
+            atol=1e-4 if dtype == np.float32 else 1e-12,
         )
 
 
@@ -79,16 +96,24 @@ def test_log_sum_exp_moves_with_its_terms_and_never_overflows(seed, K, shift):
     expected = np.log(np.exp(x).sum(axis=1, keepdims=True))
     assert normal.log_sum_exp(x).shape == (5, 1)
     np.testing.assert_allclose(normal.log_sum_exp(x), expected, rtol=0, atol=32 * EPS)
-    np.testing.assert_allclose(normal.log_sum_exp(x + shift), expected + shift, rtol=0, atol=8 * EPS * (4 + abs(shift)))
+    np.testing.assert_allclose(
+        normal.log_sum_exp(x + shift), expected + shift, rtol=0, atol=8 * EPS * (4 + abs(shift))
+    )
 
 
 def test_log_cdf_is_the_log_of_the_distribution_function_and_its_tail_goes_on_smoothly():
     x = np.array([-4.0, -3.0, -0.5, 0.0, 1.0, 5.0])
-    np.testing.assert_allclose(np.exp(normal.log_cdf(x)), [NormalDist().cdf(a) for a in x], rtol=1e-12)
+    np.testing.assert_allclose(
+        np.exp(normal.log_cdf(x)), [NormalDist().cdf(a) for a in x], rtol=1e-12
+    )
     assert normal.log_cdf(np.array([-np.inf, np.inf])).tolist() == [-np.inf, 0.0]
     # log Phi(x) for large negative x lies between these two (Mills' ratio).
     x = -np.geomspace(15, 300, 200)
     density = normal.log_prob(x, 0.0, 1.0)
     upper = density - np.log(-x)
-    assert (normal.log_cdf(x) < upper).all() and (normal.log_cdf(x) > upper + np.log1p(-1 / x**2)).all()
-    np.testing.assert_allclose(*(normal.log_cdf(np.array([a])) for a in (-20.0, np.nextafter(-20.0, -21.0))), rtol=1e-10)
+    assert (normal.log_cdf(x) < upper).all() and (
+        normal.log_cdf(x) > upper + np.log1p(-1 / x**2)
+    ).all()
+    np.testing.assert_allclose(
+        *(normal.log_cdf(np.array([a])) for a in (-20.0, np.nextafter(-20.0, -21.0))), rtol=1e-10
+    )

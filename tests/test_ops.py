@@ -9,15 +9,17 @@ from hypothesis import strategies as st
 from npdiff.kit.gradcheck import check_pair, directional_error
 from npdiff.nn import ops
 
-# Central differences of step 1e-5 err by 1e-10 times a third derivative, and by EPS / 1e-5 = 2e-11 of the sum that is
-# differenced. A random slope is rarely below a thousandth of that sum; a slip errs by a tenth and more.
+# Central differences of step 1e-5 err by 1e-10 times a third derivative, and by EPS / 1e-5 = 2e-11
+# of the sum that is differenced. A random slope is rarely below a thousandth of that sum; a slip
+# errs by a tenth and more.
 TOLERANCE = 1e-5
 
 sizes = st.integers(1, 5)
 
 
 def generator(seed):
-    """For the upstream gradient and the direction: of another seed than x, which would make x^T dL/dy symmetric."""
+    """For the upstream gradient and the direction: of another seed than x, which would make x^T
+    dL/dy symmetric."""
     return np.random.default_rng([seed, 1])
 
 
@@ -30,17 +32,30 @@ def embed_pair(seed, inputs, waves):
 def pairs(seed, batch, inputs, outputs):
     """Every op of the file: forward, backward, x and parameters at random values."""
     x = 2 * normal_values(seed, batch, inputs)
-    w, b, square = normal_values(seed + 1, inputs, outputs), normal_values(seed + 2, outputs), normal_values(seed + 3, inputs, inputs)
+    w, b, square = (
+        normal_values(seed + 1, inputs, outputs),
+        normal_values(seed + 2, outputs),
+        normal_values(seed + 3, inputs, inputs),
+    )
     return {
         "linear": (ops.linear_forward, ops.linear_backward, x, {"w": w, "b": b}),
         "silu": (ops.silu_forward, ops.silu_backward, x, {}),
         "embed": (*embed_pair(seed + 4, inputs, outputs), x, {}),
-        "residual": (ops.residual_forward, ops.residual_backward, x, {"w": square, "b": normal_values(seed + 5, inputs)}),
+        "residual": (
+            ops.residual_forward,
+            ops.residual_backward,
+            x,
+            {"w": square, "b": normal_values(seed + 5, inputs)},
+        ),
     }
 
 
 def test_every_op_of_the_file_is_a_pair_and_is_checked_here():
-    names = {name for name, f in inspect.getmembers(ops, inspect.isfunction) if f.__module__ == ops.__name__ and not name.startswith("_")}
+    names = {
+        name
+        for name, f in inspect.getmembers(ops, inspect.isfunction)
+        if f.__module__ == ops.__name__ and not name.startswith("_")
+    }
     here = {f"{name}_{way}" for name in pairs(0, 2, 2, 2) for way in ("forward", "backward")}
     assert names == here
 
@@ -60,7 +75,10 @@ def test_a_pair_keeps_precision_and_leaves_its_inputs_alone(name):
     if name == "embed":
         frequencies = normal_values(1, 4, 2).astype(np.float32)
         forward = lambda x: ops.embed_forward(x, frequencies)  # noqa: E731
-    x, params = x.astype(np.float32), {key: value.astype(np.float32) for key, value in params.items()}
+    x, params = (
+        x.astype(np.float32),
+        {key: value.astype(np.float32) for key, value in params.items()},
+    )
     kept = x.copy(), {key: value.copy() for key, value in params.items()}
     y, cache = forward(x, **params)
     grad_y = normal_values(2, *y.shape).astype(np.float32)
@@ -68,8 +86,16 @@ def test_a_pair_keeps_precision_and_leaves_its_inputs_alone(name):
     grad_x, grads = backward(grad_y, cache)
     again, grads_again = backward(grad_y, cache)  # the cache survives its use
     assert {a.dtype for a in (y, grad_x, *grads.values())} == {np.dtype(np.float32)}
-    assert grad_x.shape == x.shape and {key: g.shape for key, g in grads.items()} == {key: p.shape for key, p in params.items()}
-    for before, after in [(kept[0], x), (kept_grad_y, grad_y), (y_before, y), (grad_x, again), *((kept[1][k], params[k]) for k in params)]:
+    assert grad_x.shape == x.shape and {key: g.shape for key, g in grads.items()} == {
+        key: p.shape for key, p in params.items()
+    }
+    for before, after in [
+        (kept[0], x),
+        (kept_grad_y, grad_y),
+        (y_before, y),
+        (grad_x, again),
+        *((kept[1][k], params[k]) for k in params),
+    ]:
         np.testing.assert_array_equal(before, after)
     for key in grads:
         np.testing.assert_array_equal(grads[key], grads_again[key])
@@ -77,11 +103,17 @@ def test_a_pair_keeps_precision_and_leaves_its_inputs_alone(name):
 
 @given(seeds, sizes, sizes, sizes)
 def test_linear_is_x_w_plus_b(seed, batch, inputs, outputs):
-    x, w, b = normal_values(seed, batch, inputs), normal_values(seed + 1, inputs, outputs), normal_values(seed + 2, outputs)
+    x, w, b = (
+        normal_values(seed, batch, inputs),
+        normal_values(seed + 1, inputs, outputs),
+        normal_values(seed + 2, outputs),
+    )
     y, _ = ops.linear_forward(x, w, b)
     for i in range(batch):
         for o in range(outputs):
-            assert y[i, o] == pytest.approx(sum(x[i, k] * w[k, o] for k in range(inputs)) + b[o], abs=32 * EPS * 10)
+            assert y[i, o] == pytest.approx(
+                sum(x[i, k] * w[k, o] for k in range(inputs)) + b[o], abs=32 * EPS * 10
+            )
 
 
 @given(st.floats(-30, 30))
@@ -110,7 +142,11 @@ def test_embed_is_sines_then_cosines(seed, batch, inputs, waves):
 
 @given(seeds, sizes, sizes)
 def test_residual_adds_a_layer_to_x(seed, batch, inputs):
-    x, w, b = normal_values(seed, batch, inputs), normal_values(seed + 1, inputs, inputs), normal_values(seed + 2, inputs)
+    x, w, b = (
+        normal_values(seed, batch, inputs),
+        normal_values(seed + 1, inputs, inputs),
+        normal_values(seed + 2, inputs),
+    )
     y, _ = ops.residual_forward(x, w, b)
     np.testing.assert_allclose(y, x + x / (1 + np.exp(-x)) @ w + b, rtol=0, atol=256 * EPS)
     np.testing.assert_array_equal(ops.residual_forward(x, 0 * w, 0 * b)[0], x)
@@ -148,7 +184,9 @@ def test_gradcheck_catches_a_planted_slip_and_names_it(part, change, seed):
 @pytest.mark.parametrize("seed", range(5))
 def test_gradcheck_catches_a_transposed_matrix(seed):
     x, w, b = normal_values(seed, 4, 3), normal_values(seed + 1, 3, 3), normal_values(seed + 2, 3)
-    errors = check_pair(ops.linear_forward, slipped("w", lambda g: g.T), x, generator(seed), w=w, b=b)
+    errors = check_pair(
+        ops.linear_forward, slipped("w", lambda g: g.T), x, generator(seed), w=w, b=b
+    )
     assert errors["w"] > 100 * TOLERANCE
 
 
@@ -157,7 +195,10 @@ def test_gradcheck_catches_a_gradient_that_only_an_upstream_of_ones_hides(seed):
     def backward(grad_y, cache):  # silu with the upstream gradient left out
         return ops.silu_backward(np.ones_like(grad_y), cache)
 
-    assert check_pair(ops.silu_forward, backward, normal_values(seed, 4, 3), generator(seed))["x"] > 100 * TOLERANCE
+    assert (
+        check_pair(ops.silu_forward, backward, normal_values(seed, 4, 3), generator(seed))["x"]
+        > 100 * TOLERANCE
+    )
 
 
 def test_gradcheck_takes_a_function_of_any_shape():
@@ -174,4 +215,11 @@ def test_gradcheck_refuses_what_it_cannot_judge():
     with pytest.raises(ValueError, match="shape"):
         directional_error(np.sum, x, x.T, np.random.default_rng(0))
     with pytest.raises(ValueError, match="gives gradients of"):
-        check_pair(ops.linear_forward, lambda grad_y, cache: (grad_y, {"w": w}), x, np.random.default_rng(0), w=w, b=b)
+        check_pair(
+            ops.linear_forward,
+            lambda grad_y, cache: (grad_y, {"w": w}),
+            x,
+            np.random.default_rng(0),
+            w=w,
+            b=b,
+        )

@@ -20,14 +20,23 @@ def scalar_adam(gradients, lr, beta_1, beta_2, eps):
         yield theta
 
 
-@given(seeds, st.floats(1e-4, 0.1), st.floats(0, 0.99), st.floats(0.5, 0.9999), st.sampled_from([1e-8, 1e-2]))
+@given(
+    seeds,
+    st.floats(1e-4, 0.1),
+    st.floats(0, 0.99),
+    st.floats(0.5, 0.9999),
+    st.sampled_from([1e-8, 1e-2]),
+)
 def test_adam_takes_the_steps_of_its_algorithm(seed, lr, beta_1, beta_2, eps):
     gradients = normal_values(seed, 50, 3)
     theta, m, v = np.zeros(3), np.zeros(3), np.zeros(3)
-    expected = zip(*(scalar_adam(g, lr, beta_1, beta_2, eps) for g in gradients.T.tolist()), strict=True)
+    expected = zip(
+        *(scalar_adam(g, lr, beta_1, beta_2, eps) for g in gradients.T.tolist()), strict=True
+    )
     for step, (gradient, row) in enumerate(zip(gradients, expected, strict=True), start=1):
         adam(theta, gradient, m, v, step, lr, beta_1, beta_2, eps)
-        # 1 - beta^step is rounded to EPS / (1 - beta), at most 1e4 EPS; theta is a sum of at most 50 such steps.
+        # 1 - beta^step is rounded to EPS / (1 - beta), at most 1e4 EPS; theta is a sum of at most
+        # 50 such steps.
         np.testing.assert_allclose(theta, row, rtol=0, atol=50 * lr * 1e4 * 10 * EPS)
 
 
@@ -56,7 +65,8 @@ def test_adam_changes_theta_m_and_v_in_place_and_keeps_the_precision(seed, dtype
     assert theta.dtype == m.dtype == v.dtype == dtype
     eps = float(np.finfo(dtype).eps)
     np.testing.assert_allclose(m, 0.1 * gradient, rtol=4 * eps)
-    np.testing.assert_allclose(v, 0.001 * gradient**2, rtol=4 * eps + 1000 * EPS)  # 1 - 0.999 is rounded to EPS
+    # 1 - 0.999 is rounded to EPS.
+    np.testing.assert_allclose(v, 0.001 * gradient**2, rtol=4 * eps + 1000 * EPS)
     np.testing.assert_array_equal(gradient, kept)
 
 
@@ -66,7 +76,11 @@ def test_clip_norm_shortens_long_gradients_and_leaves_short_ones(seed, largest, 
     kept, norm = gradient.copy(), math.sqrt(float((gradient.astype(np.float64) ** 2).sum()))
     clipped = clip_norm(gradient, largest)
     assert clipped.dtype == dtype
-    np.testing.assert_allclose(clipped, gradient * min(1.0, largest / norm), rtol=16 * float(np.finfo(dtype).eps) + 1e-12 / norm)
+    np.testing.assert_allclose(
+        clipped,
+        gradient * min(1.0, largest / norm),
+        rtol=16 * float(np.finfo(dtype).eps) + 1e-12 / norm,
+    )
     np.testing.assert_array_equal(gradient, kept)
     if largest > norm * 1.01:
         np.testing.assert_array_equal(clipped, gradient)
@@ -78,7 +92,9 @@ def test_learning_rate_rises_then_falls_along_half_a_cosine_to_0(steps, lr, warm
     rates = [learning_rate(step, steps, lr, warmup) for step in range(1, steps + 1)]
     for step, rate in enumerate(rates, start=1):
         rise = step / warmup if step < warmup else 1.0
-        assert rate == pytest.approx(lr * rise * math.cos(math.pi / 2 * step / steps) ** 2, abs=8 * EPS * lr)
+        assert rate == pytest.approx(
+            lr * rise * math.cos(math.pi / 2 * step / steps) ** 2, abs=8 * EPS * lr
+        )
     assert max(rates) <= lr and rates[-1] == pytest.approx(0, abs=EPS * lr)
     assert learning_rate(steps + 5, steps, lr, warmup) == pytest.approx(0, abs=EPS * lr)
 
@@ -89,13 +105,17 @@ def test_learning_rate_starts_small_and_peaks_after_the_warm_up():
 
 
 @given(st.integers(1, 2000), st.floats(0, 0.9))
-def test_learning_rate_is_held_at_its_peak_and_then_falls_as_fast_as_the_steps_that_are_left(steps, hold):
+def test_learning_rate_is_held_at_its_peak_and_then_falls_as_fast_as_the_steps_that_are_left(
+    steps, hold
+):
     for step in range(1, steps + 1):
         rate = learning_rate(step, steps, 1.0, warmup=0, hold=hold)
         if step / steps <= hold:
             assert rate == 1.0
         else:
-            assert rate == pytest.approx(learning_rate(step / steps - hold, 1 - hold, 1.0, warmup=0), abs=8 * EPS)
+            assert rate == pytest.approx(
+                learning_rate(step / steps - hold, 1 - hold, 1.0, warmup=0), abs=8 * EPS
+            )
     assert rate == pytest.approx(0, abs=EPS)
 
 
@@ -108,7 +128,9 @@ def test_average_is_the_weighted_sum_of_the_past(seed, decay, dtype):
         d = min(decay, step / (step + 9))
         expected = d * expected + (1 - d) * theta
     assert ema.dtype == dtype
-    np.testing.assert_allclose(ema, expected, rtol=0, atol=30 * 4 * float(np.finfo(dtype).eps) * np.abs(thetas).max())
+    np.testing.assert_allclose(
+        ema, expected, rtol=0, atol=30 * 4 * float(np.finfo(dtype).eps) * np.abs(thetas).max()
+    )
 
 
 def test_average_forgets_where_it_began_and_comes_to_rest_at_a_constant():

@@ -20,7 +20,9 @@ def fill(shapes, seed, dtype=np.float64):
 
     def build(node):
         return (
-            {name: build(value) for name, value in node.items()} if isinstance(node, dict) else np.asarray(rng.standard_normal(node), dtype)
+            {name: build(value) for name, value in node.items()}
+            if isinstance(node, dict)
+            else np.asarray(rng.standard_normal(node), dtype)
         )
 
     return build(shapes)
@@ -58,7 +60,8 @@ def test_pack_gives_views_so_that_an_update_of_theta_is_seen(shapes, seed):
     theta, views = pack(tree)
     assert_same(views, tree)
     assert all(np.shares_memory(leaf, theta) for leaf in leaves(views))
-    assert not any(np.shares_memory(leaf, theta) for leaf in leaves(tree))  # theta is a copy of what came in
+    # theta is a copy of what came in.
+    assert not any(np.shares_memory(leaf, theta) for leaf in leaves(tree))
     theta += 1
     np.testing.assert_array_equal(flatten(views), before + 1)
     np.testing.assert_array_equal(flatten(tree), before)

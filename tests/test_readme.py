@@ -1,5 +1,6 @@
 """What README.md says, held true: the index of equations, the reading order, the commands, the example."""
 
+import functools
 import importlib
 import re
 import subprocess
@@ -42,4 +43,31 @@ def test_the_first_breakpoint_is_a_line_of_first_steps():
 def test_the_library_example_runs():
     example = re.search(r"```python\n(import numpy.*?)```", TEXT, re.DOTALL).group(1).replace("steps=2000", "steps=20")
     done = subprocess.run([sys.executable, "-c", example], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0 and "nats; the data reach -1.35" in done.stdout, done.stderr
+    assert done.returncode == 0 and "nats; of data -1.35" in done.stdout, done.stderr
+
+
+def test_the_readme_stays_short():
+    assert len(TEXT.splitlines()) <= 180
+
+
+def test_the_equations_that_are_named_twice_lead_to_different_functions():
+    functions = [function for *_, function in INDEX]
+    assert len(set(functions)) == len(functions)
+
+
+@pytest.mark.parametrize("path", ["README.md", "demos/RESULTS.md"])
+def test_the_demos_and_flags_of_every_printed_command_exist(path):
+    text = (ROOT / path).read_text()
+    commands = re.findall(r"python (demos/\w+\.py)((?: --[\w-]+(?: [^\s`|,;)]+)?)*)", text)
+    assert len(commands) >= 5
+    for demo, flags in commands:
+        help_text = flags_of(demo)
+        for flag in re.findall(r"--[\w-]+", flags):
+            assert flag in help_text, f"{demo} {flag}"
+
+
+@functools.cache
+def flags_of(demo):
+    done = subprocess.run([sys.executable, ROOT / demo, "--help"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout

@@ -3,13 +3,30 @@ from decimal import Decimal, localcontext
 
 import numpy as np
 import pytest
-from conftest import EPS, flow_matching, preserving_schedules, schedules, seeds, variance_exploding
+from conftest import (
+    EPS,
+    EPS_32,
+    dtypes,
+    preserving_schedules,
+    schedules,
+    seeds,
+    shapes,
+    times,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
-from npdiff.schedule import Schedule, check_t, coefficient, cosine, linear, variance_preserving
+from npdiff.schedule import (
+    At,
+    Schedule,
+    check_t,
+    cosine,
+    linear,
+    uniform_log_snr,
+    variance_preserving,
+)
 
-TABLES = ("signal", "noise", "alpha", "alpha_bar", "beta", "beta_tilde", "level")
+TABLES = ("signal", "noise", "alpha", "alpha_bar", "beta", "beta_tilde", "level", "std")
 
 
 @given(schedules())
@@ -39,7 +56,9 @@ def test_schedule_loses_signal_to_noise_at_every_step(schedule):
 @given(schedules())
 def test_level_is_the_logarithm_of_noise_over_signal(schedule):
     seen = slice(1, -1 if schedule.signal[-1] == 0 else None)
-    np.testing.assert_allclose(np.exp(schedule.level[seen]), schedule.noise[seen] / schedule.signal[seen], rtol=32 * EPS)
+    np.testing.assert_allclose(
+        np.exp(schedule.level[seen]), schedule.noise[seen] / schedule.signal[seen], rtol=32 * EPS
+    )
     assert schedule.signal[-1] > 0 or schedule.level[-1] == math.inf
 
 
@@ -51,7 +70,8 @@ def test_variance_preserving_follows_the_product_of_the_rates(seed, T):
         beta_tilde = (1 - alpha_bar) / (1 - alpha_bar * (1 - beta[t - 1])) * beta[t - 1]
         alpha_bar *= 1 - beta[t - 1]
         assert schedule.alpha_bar[t] == pytest.approx(alpha_bar, rel=4 * EPS)
-        # The tables of beta come back from 1 - alpha_bar, whose rounding is EPS / beta at the most: see test_forward.
+        # The tables of beta come back from 1 - alpha_bar, whose rounding is EPS / beta at the most:
+        # see test_forward.
         assert schedule.beta[t] == pytest.approx(beta[t - 1], rel=16 * EPS / 0.01)
         assert schedule.alpha[t] == pytest.approx(1 - beta[t - 1], rel=16 * EPS)
         assert schedule.beta_tilde[t] == pytest.approx(beta_tilde, rel=16 * EPS / 0.01, abs=0)
@@ -78,7 +98,9 @@ def test_linear_rises_in_equal_steps_between_its_ends(T, beta_1, beta_T):
 def test_linear_with_its_defaults_is_the_schedule_of_Ho_et_al():
     schedule = linear()
     assert schedule.T == 1000
-    assert schedule.beta[1] == pytest.approx(1e-4, rel=1e-10) and schedule.beta[1000] == pytest.approx(0.02, rel=1e-12)
+    assert schedule.beta[1] == pytest.approx(1e-4, rel=1e-10) and schedule.beta[
+        1000
+    ] == pytest.approx(0.02, rel=1e-12)
     assert schedule.signal[1000] == pytest.approx(0.0064, abs=5e-5)
 
 
@@ -92,7 +114,8 @@ def test_cosine_is_the_square_of_a_cosine_until_its_rate_is_clipped(T, s):
     schedule = cosine(T, s)
     f = [math.cos((t / T + s) / (1 + s) * math.pi / 2) ** 2 for t in range(T + 1)]
     for t in range(1, T):
-        if f[t] / f[t - 1] > 1.002 * 0.001:  # not clipped. Rounding of the angle, EPS, grows by 1/(pi/2 - angle) < 2T in its cosine.
+        # Not clipped. Rounding of the angle, EPS, grows by 1/(pi/2 - angle) < 2T in its cosine.
+        if f[t] / f[t - 1] > 1.002 * 0.001:
             assert schedule.alpha_bar[t] == pytest.approx(f[t] / f[0], rel=16 * T * EPS)
     assert schedule.beta.max() <= 0.999 * (1 + 16 * EPS)
     assert schedule.beta[T] == pytest.approx(0.999, rel=16 * EPS)
@@ -102,7 +125,9 @@ def test_cosine_is_the_square_of_a_cosine_until_its_rate_is_clipped(T, s):
 def test_cosine_with_its_defaults_is_the_schedule_of_Nichol_and_Dhariwal():
     schedule, start = cosine(), math.cos(math.pi / 2 * 0.008 / 1.008)
     assert schedule.T == 1000
-    assert schedule.signal[500] == pytest.approx(math.cos(math.pi / 2 * 0.508 / 1.008) / start, rel=1e-12)
+    assert schedule.signal[500] == pytest.approx(
+        math.cos(math.pi / 2 * 0.508 / 1.008) / start, rel=1e-12
+    )
     assert schedule.signal[1000] == pytest.approx(4.9e-5, abs=5e-7)
 
 
@@ -127,8 +152,9 @@ def decimal_rates(name: str, T: int) -> list[Decimal]:
 
 @pytest.mark.parametrize("make", [linear, cosine])
 def test_tables_agree_with_40_digit_arithmetic(make):
-    # 1 - alpha_bar_t is at least t beta_1 / 2 and the product of t factors is off by t EPS, so noise^2, beta and beta_tilde
-    # are right to a few EPS / beta_1: 2e-12 for linear, 5e-12 for cosine. Seen: 8e-13 and 5e-12.
+    # 1 - alpha_bar_t is at least t beta_1 / 2 and the product of t factors is off by t EPS, so
+    # noise^2, beta and beta_tilde are right to a few EPS / beta_1: 2e-12 for linear, 5e-12 for
+    # cosine. Seen: 8e-13 and 5e-12.
     T, schedule = 1000, make(1000)
     with localcontext() as context:
         context.prec = 40
@@ -137,7 +163,13 @@ def test_tables_agree_with_40_digit_arithmetic(make):
         for t, beta in enumerate(rates, start=1):
             beta_tilde = (1 - alpha_bar) / (1 - alpha_bar * (1 - beta)) * beta
             alpha_bar *= 1 - beta
-            exact = {"signal": alpha_bar.sqrt(), "noise": (1 - alpha_bar).sqrt(), "alpha": 1 - beta, "alpha_bar": alpha_bar, "beta": beta}
+            exact = {
+                "signal": alpha_bar.sqrt(),
+                "noise": (1 - alpha_bar).sqrt(),
+                "alpha": 1 - beta,
+                "alpha_bar": alpha_bar,
+                "beta": beta,
+            }
             for name, value in {**exact, "beta_tilde": beta_tilde}.items():
                 error = abs(Decimal(float(getattr(schedule, name)[t])) - value)
                 assert error <= Decimal(rtol) * value, (name, t, float(error / value))
@@ -163,7 +195,9 @@ def test_schedule_refuses_tables_that_are_no_chain(signal, noise, message):
         Schedule(np.array(signal), np.array(noise))
 
 
-@pytest.mark.parametrize("beta", [[0.1, 1.0], [0.0, 0.1], [0.1, -0.1], [[0.1]], [0.1, float("nan")], []])
+@pytest.mark.parametrize(
+    "beta", [[0.1, 1.0], [0.0, 0.1], [0.1, -0.1], [[0.1]], [0.1, float("nan")], []]
+)
 def test_variance_preserving_refuses_rates_outside_0_to_1(beta):
     with pytest.raises(ValueError):
         variance_preserving(np.array(beta))
@@ -179,23 +213,131 @@ def test_schedules_refuse_a_T_that_is_no_number_of_steps(make, T):
 @given(schedules())
 def test_check_t_takes_every_step_and_no_other(schedule):
     for t in (1, schedule.T, np.int64(1), np.arange(1, schedule.T + 1), np.array([], dtype=int)):
-        check_t(t, schedule)
+        check_t(t, schedule.T)
     for t in (0, -1, schedule.T + 1, np.array([1, 0]), np.array([schedule.T + 1, 1])):
         with pytest.raises(ValueError, match=rf"1\.\.{schedule.T}"):
-            check_t(t, schedule)
+            check_t(t, schedule.T)
 
 
 @pytest.mark.parametrize(
-    "t", [1.0, True, np.True_, np.float64(1), np.array([1.0]), np.array([True]), [1, 2], "1", None, np.ones((2, 1), int)]
+    "t",
+    [
+        1.0,
+        True,
+        np.True_,
+        np.float64(1),
+        np.array([1.0]),
+        np.array([True]),
+        [1, 2],
+        "1",
+        None,
+        np.ones((2, 1), int),
+    ],
 )
 def test_check_t_refuses_what_is_no_integer(t):
     with pytest.raises(ValueError, match="t must be an int"):
-        check_t(t, linear(10))
+        check_t(t, 10)
 
 
-def test_coefficient_is_a_python_float_for_one_t_and_a_column_for_a_batch():
-    value = variance_exploding(5).noise[3]
-    assert type(coefficient(value, np.zeros((2, 3), np.float32))) is float
-    for dtype in (np.float32, np.float64):
-        column = coefficient(flow_matching(5).noise[np.array([1, 4])], np.zeros((2, 3, 4), dtype))
-        assert column.shape == (2, 1, 1) and column.dtype == dtype
+# The door: schedule.at(t, x)
+
+PREVIOUS = {"signal_prev": "signal", "noise_prev": "noise"}
+
+
+def entry(schedule, name, t):
+    """What the field `name` of At stands for, from the table: at t, or at t - 1."""
+    return getattr(schedule, PREVIOUS.get(name, name))[t - 1 if name in PREVIOUS else t]
+
+
+def test_at_has_every_table_that_a_formula_needs_and_two_of_them_at_t_minus_1():
+    assert set(At._fields) == {*TABLES, *PREVIOUS} - {"alpha_bar"}  # alpha_bar is signal^2
+
+
+@given(schedules(), st.data())
+def test_at_gives_the_tables_numbers_as_python_floats_for_one_t_to_the_bit(schedule, data):
+    t, x = data.draw(times(schedule)), np.zeros((2, 3), np.float32)
+    for one in (t, np.int64(t), np.array(t)):
+        for name, number in schedule.at(one, x)._asdict().items():
+            assert type(number) is float and number == entry(schedule, name, t), name
+
+
+@given(schedules(), shapes, dtypes, seeds)
+def test_at_gives_the_tables_numbers_rounded_to_xs_precision_for_a_batch(
+    schedule, shape, dtype, seed
+):
+    rng = np.random.default_rng(seed)
+    t, x = rng.integers(1, schedule.T + 1, shape[0]), rng.standard_normal(shape).astype(dtype)
+    for name, numbers in schedule.at(t, x)._asdict().items():
+        assert numbers.shape == (shape[0], *[1] * (len(shape) - 1)) and numbers.dtype == dtype
+        expected = np.array([entry(schedule, name, i) for i in t]).astype(dtype)
+        np.testing.assert_array_equal(numbers.ravel(), expected, err_msg=name)
+
+
+def test_at_takes_an_empty_batch():
+    s = linear(10).at(np.array([], int), np.zeros((0, 2), np.float32))
+    assert {number.shape for number in s} == {(0, 1)}
+
+
+def coefficients(s):
+    """Every coefficient of a formula of forward.py and reverse.py, as the code writes it."""
+    return {
+        "sqrt(alpha)": s.alpha**0.5,
+        "sqrt(beta)": s.beta**0.5,
+        "beta / noise": s.beta / s.noise,
+        "weight_x_0": s.signal_prev * s.beta / s.noise**2,
+        "weight_x_t": s.alpha**0.5 * s.noise_prev**2 / s.noise**2,
+        "noise / std": s.noise / s.std,
+        "1 / (signal^2 + noise^2)": 1 / (s.signal**2 + s.noise**2),
+    }
+
+
+def float32_errors(schedule):
+    """The largest relative error of each coefficient in float32, in units of EPS_32, over all t."""
+    t = np.arange(1, schedule.T + 1)
+    rough, fine = (coefficients(schedule.at(t, np.zeros(schedule.T, d))) for d in ("f", "d"))
+    return {
+        name: np.max(np.abs(rough[name] - fine[name]) / np.maximum(fine[name], 1e-300)) / EPS_32
+        for name in fine
+    }
+
+
+@given(schedules())
+def test_coefficients_of_a_float32_batch_are_right_to_a_few_roundings(schedule):
+    # An operation rounds by EPS_32 / 2 at most, and so does each table as it is taken into float32.
+    # A square doubles the error of its argument, a root halves it. The most roundings are those of
+    # weight_x_t: 1.5 for the root, 3 for each square, 1 each for the product and the ratio; 9.5.
+    assert max(float32_errors(schedule).values()) <= 9.5 / 2
+
+
+@pytest.mark.parametrize("schedule", [linear(1000), cosine(1000)], ids=["linear", "cosine"])
+def test_coefficients_of_the_papers_schedules_are_right_to_5_roundings_in_float32(schedule):
+    errors = float32_errors(schedule)  # fixed numbers: this records how good they are
+    assert max(errors.values()) <= 2.5, errors
+
+
+@given(schedules())
+def test_at_refuses_what_is_no_step(schedule):
+    x = np.ones((3, 2))
+    for t in (0, -1, schedule.T + 1, np.array([1, 0, 1]), np.array([1, 1, schedule.T + 1])):
+        with pytest.raises(ValueError, match=rf"1\.\.{schedule.T}"):
+            schedule.at(t, x)
+    for t in (1.0, True, np.float64(1), np.ones(3), [1, 1, 1], "1", None, np.ones((3, 1), int)):
+        with pytest.raises(ValueError, match="t must be an int"):
+            schedule.at(t, x)
+
+
+def test_at_refuses_a_batch_of_another_length_and_an_x_of_integers():
+    for length in (0, 1, 2, 4):
+        with pytest.raises(ValueError, match=f"t has {length} entries and x has 3 rows"):
+            linear(10).at(np.ones(length, int), np.ones((3, 2)))
+    for t in (1, np.ones(3, int)):
+        with pytest.raises(ValueError, match="x must be an array of floats, got int64"):
+            linear(10).at(t, np.ones((3, 2), np.int64))
+
+
+@given(st.integers(2, 60), st.floats(-8, -3), st.floats(-2, 6))
+def test_uniform_log_snr_has_levels_in_equal_steps_and_keeps_unit_variance(T, first, last):
+    schedule = uniform_log_snr(T, first, last)
+    levels = np.linspace(first, last, T)
+    np.testing.assert_allclose(schedule.level[1:], levels, rtol=0, atol=64 * EPS)
+    np.testing.assert_allclose(schedule.signal**2 + schedule.noise**2, 1, rtol=4 * EPS)

@@ -1,4 +1,5 @@
-"""The package obeys CuPy's rules: on an array that enforces them its numbers are NumPy's, and training never waits for the device."""
+"""The package obeys CuPy's rules: on an array that enforces them its numbers are NumPy's, and
+training never waits for the device."""
 
 import inspect
 import operator
@@ -7,7 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from strict_array import FUNCTIONS, METHODS, StrictArray, SyncError, asarray, counts, no_sync, strict
+from strict_array import (
+    FUNCTIONS,
+    METHODS,
+    StrictArray,
+    SyncError,
+    asarray,
+    counts,
+    no_sync,
+    strict,
+)
 
 from npdiff import exact, forward, loss, normal, optim, reverse, sampler, schedule, train
 from npdiff.backend import get_array_module, standard_normal, to_numpy
@@ -31,12 +41,19 @@ def moved(tree: Any) -> Any:
 def arrays_in(result: Any) -> list:
     if isinstance(result, dict):
         result = list(result.values())
-    return [a for item in result for a in arrays_in(item)] if isinstance(result, (list, tuple)) else [result]
+    return (
+        [a for item in result for a in arrays_in(item)]
+        if isinstance(result, (list, tuple))
+        else [result]
+    )
 
 
 def assert_same(result: Any, expected: Any) -> None:
     for a, b in zip(arrays_in(result), arrays_in(expected), strict=True):
-        assert isinstance(a, StrictArray) == isinstance(b, (np.ndarray, np.generic)), (type(a), type(b))
+        assert isinstance(a, StrictArray) == isinstance(b, (np.ndarray, np.generic)), (
+            type(a),
+            type(b),
+        )
         assert getattr(a, "dtype", None) == getattr(b, "dtype", None)
         np.testing.assert_allclose(to_numpy(a), b, rtol=1e-6, atol=1e-7)
 
@@ -55,7 +72,10 @@ def x() -> StrictArray:
     return asarray(values(0, 3, 4))
 
 
-@pytest.mark.parametrize("mistake", [lambda x: x * np.float64(2), lambda x: np.float64(2) * x, lambda x: np.float32(2) < x])
+@pytest.mark.parametrize(
+    "mistake",
+    [lambda x: x * np.float64(2), lambda x: np.float64(2) * x, lambda x: np.float32(2) < x],
+)
 def test_a_numpy_scalar_is_refused(x, mistake):
     with pytest.raises(TypeError, match="Python number"):
         mistake(x)
@@ -63,7 +83,12 @@ def test_a_numpy_scalar_is_refused(x, mistake):
 
 @pytest.mark.parametrize("shape", [(), (4,), (3, 4)])
 def test_a_numpy_array_of_any_shape_is_refused(x, shape):
-    for mistake in (lambda a: x + a, lambda a: a + x, lambda a: strict.concatenate([x, a]), lambda a: x.__setitem__(0, a)):
+    for mistake in (
+        lambda a: x + a,
+        lambda a: a + x,
+        lambda a: strict.concatenate([x, a]),
+        lambda a: x.__setitem__(0, a),
+    ):
         with pytest.raises(TypeError):
             mistake(np.ones(shape, np.float32))
 
@@ -74,7 +99,19 @@ def test_numpy_functions_are_refused(x, f):
         f(x)
 
 
-@pytest.mark.parametrize("wait", [bool, float, int, "{:.2f}".format, str, lambda x: x.item(), lambda x: x.get(), lambda x: x.tolist()])
+@pytest.mark.parametrize(
+    "wait",
+    [
+        bool,
+        float,
+        int,
+        "{:.2f}".format,
+        str,
+        lambda x: x.item(),
+        lambda x: x.get(),
+        lambda x: x.tolist(),
+    ],
+)
 def test_a_wait_for_the_device_is_counted_and_can_be_forbidden(x, wait):
     before = counts["sync"]
     wait(x[0, 0])
@@ -120,12 +157,20 @@ def test_an_index_on_the_host_is_refused(x):
 
 
 def test_what_is_not_listed_is_missing(x):
-    for missing in (lambda: strict.fft, lambda: strict.random, lambda: x.tobytes, lambda: strict.lib.format):
+    for missing in (
+        lambda: strict.fft,
+        lambda: strict.random,
+        lambda: x.tobytes,
+        lambda: strict.lib.format,
+    ):
         with pytest.raises(AttributeError):
             missing()
 
 
-@pytest.mark.parametrize("mistake", [lambda x: x.sum(where=x > 0), lambda x: x.max(initial=0.0), lambda x: strict.exp(x, out=x)])
+@pytest.mark.parametrize(
+    "mistake",
+    [lambda x: x.sum(where=x > 0), lambda x: x.max(initial=0.0), lambda x: strict.exp(x, out=x)],
+)
 def test_a_keyword_that_is_not_listed_is_refused(x, mistake):
     with pytest.raises(TypeError, match="keyword"):
         mistake(x)
@@ -148,12 +193,20 @@ def test_a_float64_that_nobody_asked_for_is_refused(x, mistake):
 
 def test_float64_is_given_where_it_is_asked_for(x):
     assert (
-        x.astype("float64").sum().dtype == strict.zeros(3, np.float64).dtype == asarray(values(0, 2, dtype=np.float64)).dtype == "float64"
+        x.astype("float64").sum().dtype
+        == strict.zeros(3, np.float64).dtype
+        == asarray(values(0, 2, dtype=np.float64)).dtype
+        == "float64"
     )
 
 
 def test_python_numbers_keep_the_precision(x):
-    assert (2 * x + 1.5 - x / 3).dtype == (x**2).dtype == strict.minimum(x.sum(), 1.0).dtype == "float32"
+    assert (
+        (2 * x + 1.5 - x / 3).dtype
+        == (x**2).dtype
+        == strict.minimum(x.sum(), 1.0).dtype
+        == "float32"
+    )
 
 
 def test_a_move_is_counted(x):
@@ -205,7 +258,10 @@ def test_coefficient(t):
         lambda x, y, t: reverse.p_mean_from_x_0(x, t, y, SCHEDULE),
         lambda x, y, t: reverse.p_mean_from_score(x, t, y, SCHEDULE),
         lambda x, y, t: reverse.network_input(x, t, SCHEDULE),
-        *[lambda x, y, t, p=p: reverse.eps_from_output(x, t, y, SCHEDULE, p) for p in reverse.PREDICT],
+        *[
+            lambda x, y, t, p=p: reverse.eps_from_output(x, t, y, SCHEDULE, p)
+            for p in reverse.PREDICT
+        ],
         *[lambda x, y, t, p=p: loss.target(x, t, y, SCHEDULE, p) for p in reverse.PREDICT],
         *[lambda x, y, t, p=p: loss.l_simple(x - y, x, t, y, SCHEDULE, p) for p in reverse.PREDICT],
         lambda x, y, t: loss.l_simple(x - y, x, t, y, SCHEDULE, "v", weight="target"),
@@ -217,7 +273,14 @@ def test_the_fixed_and_the_learned_process_and_the_loss(f, t):
     assert_as_numpy(lambda x, y: f(x, y, t), values(0, 4, 3, 2), values(1, 4, 3, 2))
 
 
-@pytest.mark.parametrize("f", [normal.log_sum_exp, lambda x: normal.log_prob(x, 0.5, 2.0), lambda x: normal.kl(x, x**2 + 1, 0.0, 1.0)])
+@pytest.mark.parametrize(
+    "f",
+    [
+        normal.log_sum_exp,
+        lambda x: normal.log_prob(x, 0.5, 2.0),
+        lambda x: normal.kl(x, x**2 + 1, 0.0, 1.0),
+    ],
+)
 def test_normal(f):
     assert_as_numpy(f, values(0, 4, 3))
 
@@ -293,14 +356,26 @@ MIXTURE = exact.Mixture([0.3, 0.7], values(0, 2, 2), [np.eye(2), [[2, 0.5], [0.5
 
 @pytest.mark.parametrize("t", TIMES)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("data", [MIXTURE, exact.Gaussian([1.0, 2.0], np.eye(2)), exact.SwissRoll()], ids=["mixture", "gaussian", "roll"])
+@pytest.mark.parametrize(
+    "data",
+    [MIXTURE, exact.Gaussian([1.0, 2.0], np.eye(2)), exact.SwissRoll()],
+    ids=["mixture", "gaussian", "roll"],
+)
 def test_exact(data, t, dtype):
     def all_answers(x):
-        signal, noise = schedule.coefficient(SCHEDULE.signal[t], x), schedule.coefficient(SCHEDULE.noise[t], x)
+        signal, noise = (
+            schedule.coefficient(SCHEDULE.signal[t], x),
+            schedule.coefficient(SCHEDULE.noise[t], x),
+        )
         if np.ndim(t):
             signal, noise = signal.reshape(-1, 1), noise.reshape(-1, 1)
         predict_eps, irreducible = data.predictor(SCHEDULE), data.irreducible_loss
-        return data.score(x, signal, noise), data.log_prob(x, signal, noise), predict_eps(x, t), irreducible(x, t, SCHEDULE)
+        return (
+            data.score(x, signal, noise),
+            data.log_prob(x, signal, noise),
+            predict_eps(x, t),
+            irreducible(x, t, SCHEDULE),
+        )
 
     assert_as_numpy(all_answers, values(0, 4, 2, dtype=dtype))
 
@@ -318,7 +393,9 @@ def samplers(predict_eps: Callable, x_T: Any) -> list:
 
 
 def test_samplers_with_the_exact_predictor():
-    assert_as_numpy(lambda x_T: samplers(exact.SwissRoll().predictor(SCHEDULE), x_T), values(0, 4, 2))
+    assert_as_numpy(
+        lambda x_T: samplers(exact.SwissRoll().predictor(SCHEDULE), x_T), values(0, 4, 2)
+    )
 
 
 @pytest.mark.parametrize("predict", reverse.PREDICT)
@@ -337,14 +414,36 @@ def test_training_gives_numpys_numbers_and_never_waits(predict):
         before = counts["sync"]
         with no_sync():
             sample = lambda n, rng: rng.standard_normal((n, 2), dtype=np.float32)  # noqa: E731
-            steps = list(train.train(mlp, state, sample, SCHEDULE, np.random.default_rng(0), steps=5, batch=8, predict=predict))
+            steps = list(
+                train.train(
+                    mlp,
+                    state,
+                    sample,
+                    SCHEDULE,
+                    np.random.default_rng(0),
+                    steps=5,
+                    batch=8,
+                    predict=predict,
+                )
+            )
         assert counts["sync"] == before
-        return [step.loss for step in steps], steps[-1].grad, state.theta, state.ema, state.m, state.v, state.params, state.ema_params
+        return (
+            [step.loss for step in steps],
+            steps[-1].grad,
+            state.theta,
+            state.ema,
+            state.m,
+            state.v,
+            state.params,
+            state.ema_params,
+        )
 
     assert_as_numpy(run, random_mlp())
 
 
 def test_noise_is_drawn_on_the_host_and_moved():
     z = standard_normal(np.random.default_rng(0), (3, 2), like=asarray(values(0, 1)))
-    np.testing.assert_array_equal(z.get(), np.random.default_rng(0).standard_normal((3, 2), dtype=np.float32))
+    np.testing.assert_array_equal(
+        z.get(), np.random.default_rng(0).standard_normal((3, 2), dtype=np.float32)
+    )
     assert get_array_module(z) is strict

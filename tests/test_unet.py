@@ -9,11 +9,17 @@ from npdiff.kit.gradcheck import directional_error
 from npdiff.nn import unet
 from npdiff.nn.params import flatten, leaves, pack, unflatten
 
-WIDTH, CLASSES = 16, 3  # a small network, with two channels a group at the fine level: with one, conv_1 would have no use for its bias
+# A small network, with two channels a group at the fine level: with one, conv_1 would have no use
+# for its bias.
+WIDTH, CLASSES = (
+    16,
+    3,
+)
 
 
 def random_theta(rng, channels=1, dtype=np.float64):
-    """theta and the tree of its views, every leaf random: no gain at 1, no bias and no convolution at 0."""
+    """theta and the tree of its views, every leaf random: no gain at 1, no bias and no convolution
+    at 0."""
     theta, params = pack(unet.init(rng, channels, CLASSES, WIDTH))
     theta, params = pack(unflatten(theta.astype(dtype), params))
     theta += 0.2 * rng.standard_normal(theta.shape).astype(dtype)
@@ -26,12 +32,15 @@ def inputs(rng, shape, dtype=np.float64):
 
 
 def gradient_error(f, x, grad, rng):
-    """The smaller error of two directions: along one of them the slope may happen to be small, which costs digits."""
+    """The smaller error of two directions: along one of them the slope may happen to be small,
+    which costs digits."""
     return min(directional_error(f, x, grad, rng) for _ in range(2))
 
 
 @settings(max_examples=12)
-@given(seeds, st.sampled_from([(8, 8), (12, 8)]), st.integers(1, 2), st.integers(1, 3), st.booleans())
+@given(
+    seeds, st.sampled_from([(8, 8), (12, 8)]), st.integers(1, 2), st.integers(1, 3), st.booleans()
+)
 def test_backward_is_the_gradient(seed, size, channels, batch, labelled):
     rng = np.random.default_rng(seed)
     theta, params = random_theta(rng, channels)
@@ -50,7 +59,8 @@ def test_backward_is_the_gradient(seed, size, channels, batch, labelled):
 
 @pytest.mark.parametrize("labelled", [True, False])
 def test_every_parameter_has_its_gradient(labelled):
-    """One random direction for each leaf: an error in a small leaf would be lost in a direction of the whole theta."""
+    """One random direction for each leaf: an error in a small leaf would be lost in a direction of
+    the whole theta."""
     rng = np.random.default_rng(1)
     theta, params = random_theta(rng)
     x, level, label = inputs(rng, (3, 8, 8, 1))
@@ -70,17 +80,24 @@ def test_every_parameter_has_its_gradient(labelled):
 
 
 def names(tree):
-    return {name: names(value) if isinstance(value, dict) else value.shape for name, value in tree.items()}
+    return {
+        name: names(value) if isinstance(value, dict) else value.shape
+        for name, value in tree.items()
+    }
 
 
 def ordered(tree):
-    return [(name, ordered(value)) if isinstance(value, dict) else name for name, value in tree.items()]
+    return [
+        (name, ordered(value)) if isinstance(value, dict) else name for name, value in tree.items()
+    ]
 
 
 def test_grads_have_every_leaf_of_params_in_their_order():
     rng = np.random.default_rng(0)
     params = unet.init(rng)
-    out, cache = unet.forward(params, rng.standard_normal((2, 8, 8, 1), dtype=np.float32), np.zeros(2, np.float32))
+    out, cache = unet.forward(
+        params, rng.standard_normal((2, 8, 8, 1), dtype=np.float32), np.zeros(2, np.float32)
+    )
     _, grads = unet.backward(params, cache, out)
     assert names(grads) == names(params) and ordered(grads) == ordered(params)
 
@@ -120,7 +137,9 @@ def test_no_label_is_the_label_after_the_last_class():
     x, level, _ = inputs(rng, (3, 8, 8, 1))
     none, _ = unet.forward(params, x, level)
     np.testing.assert_array_equal(none, unet.forward(params, x, level, np.full(3, CLASSES))[0])
-    assert all((none != unet.forward(params, x, level, np.full(3, c))[0]).any() for c in range(CLASSES))
+    assert all(
+        (none != unet.forward(params, x, level, np.full(3, c))[0]).any() for c in range(CLASSES)
+    )
 
 
 def test_two_forwards_before_a_backward():
@@ -156,11 +175,15 @@ def test_a_device_array_is_never_waited_for_and_gives_the_same():
     grad_x, grads = unet.backward(params, cache, out)
 
     def move(tree):
-        return {k: move(v) if isinstance(v, dict) else strict_array.asarray(v) for k, v in tree.items()}
+        return {
+            k: move(v) if isinstance(v, dict) else strict_array.asarray(v) for k, v in tree.items()
+        }
 
     moved = move(params)
     with strict_array.no_sync():
-        out_there, cache = unet.forward(moved, strict_array.asarray(x), strict_array.asarray(level), label)
+        out_there, cache = unet.forward(
+            moved, strict_array.asarray(x), strict_array.asarray(level), label
+        )
         grad_x_there, grads_there = unet.backward(moved, cache, out_there)
         flat = flatten(grads_there)
     for there, here in ((out_there, out), (grad_x_there, grad_x), (flat, flatten(grads))):

@@ -1,1 +1,1 @@
-"""What a demo needs and a reader does not: flags, progress, checkpoints, files, data, judging, drawing, reports."""
+"""What a demo needs and a reader does not: flags, progress, checkpoints, data, reports, pictures."""

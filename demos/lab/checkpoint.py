@@ -1,7 +1,8 @@
-"""A run that is stopped, or killed at any moment, goes on to the same numbers, to the bit.
+"""Checkpoints: a run that was stopped, or killed at any moment, goes on to the same numbers.
 
-Everything that training changes is in the state, and every random number it will draw is in the generator's state; both
-are written together between two steps, to a temporary file that then takes the old one's place in one move. No pickle.
+All that training changes is in the state, and every random number that it will draw follows from
+the generator's state. Both are written together between two steps, so a resumed run agrees with an
+uninterrupted one to the bit. No pickle is written or read.
 """
 
 import json
@@ -12,9 +13,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from lab.errors import UserError
+from lab.files import write_npz
 from npdiff.backend import Array, get_array_module, to_numpy
-from npdiff.kit.errors import UserError
-from npdiff.kit.files import write_npz
 from npdiff.train import State
 
 Item = TypeVar("Item")
@@ -22,11 +23,22 @@ VECTORS = ("theta", "ema", "m", "v")
 NOTHING = np.empty(0)
 
 
-def save(path: Path, state: State, rng: np.random.Generator, settings: dict[str, Any], more: np.ndarray = NOTHING) -> None:
-    """Write the checkpoint, whole or not at all."""
-    arrays = {name: to_numpy(getattr(state, name)) for name in VECTORS} | {"more": more}
-    words = {"rng": json.dumps(rng.bit_generator.state), "settings": json.dumps(settings)}
-    write_npz(path, step=np.array(state.step), **arrays, **{name: np.array(text) for name, text in words.items()})
+def save(
+    path: Path,
+    state: State,
+    rng: np.random.Generator,
+    settings: dict[str, Any],
+    more: np.ndarray = NOTHING,
+) -> None:
+    """Write the checkpoint, whole or not at all; see `keep` for `more`."""
+    arrays = {name: to_numpy(getattr(state, name)) for name in VECTORS}
+    texts = {
+        "predict": state.predict,
+        "rng": json.dumps(rng.bit_generator.state),
+        "settings": json.dumps(settings),
+    }
+    texts_as_arrays = {name: np.array(text) for name, text in texts.items()}
+    write_npz(path, step=np.array(state.step), more=more, **arrays, **texts_as_arrays)
 
 
 def keep(
@@ -38,9 +50,14 @@ def keep(
     seconds: float = 1.0,
     more: np.ndarray = NOTHING,
 ) -> Iterator[Item]:
-    """The same steps, with the checkpoint written before the first, every so many seconds, and after the last.
+    """The same training steps; meanwhile checkpoints are written.
 
-    `more` is a further array that the training changes in place.
+    One is written before the first step, one whenever `seconds` have passed, one after the last.
+
+    Parameters
+    ----------
+    settings : the settings of the run, from which it can be resumed
+    more : a further array that the training changes in place
     """
     save(path, state, rng, settings, more)
     saved = time.monotonic()
@@ -57,31 +74,61 @@ def read_settings(path: Path) -> dict[str, Any]:
     return json.loads(str(_read(path)["settings"]))
 
 
-def load(path: Path, state: State, rng: np.random.Generator, more: np.ndarray = NOTHING) -> None:
-    """Put the checkpoint's numbers into a state, a generator and a further array of the same kind, in place."""
+def load(
+    path: Path, state: State, rng: np.random.Generator, more: np.ndarray = NOTHING
+) -> None:
+    """Put the checkpoint's numbers into a state, a generator and a further array, in place.
+
+    UserError where the checkpoint is damaged, or of a network of another size, or of one that
+    predicts something else than the state says.
+    """
     arrays = _read(path)
+    if str(arrays["predict"]) != state.predict:
+        raise UserError(
+            f"{path}: its network predicts {arrays['predict']}, and this one {state.predict}; "
+            "start again without --resume"
+        )
     for name in VECTORS:
         vector: Array = getattr(state, name)
         if arrays[name].shape != vector.shape:
-            raise UserError(f"{path}: holds {arrays[name].size} parameters and this network has {vector.size}: it is of another version")
+            raise UserError(
+                f"{path}: holds {arrays[name].size} parameters and this network has {vector.size}; "
+                "it was written by another version: start again without --resume"
+            )
         vector[...] = get_array_module(vector).asarray(arrays[name])
     if arrays["more"].shape != more.shape:
-        raise UserError(f"{path}: is of a training of another kind")
+        raise UserError(f"{path}: belongs to another kind of training; start again without --resume")
     more[...] = arrays["more"]
     state.step = int(arrays["step"])
     rng.bit_generator.state = json.loads(str(arrays["rng"]))
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of the file, by name. UserError where it is missing or damaged."""
     if not path.exists():
         raise UserError(f"{path}: no such file; a run without --resume makes one")
     try:
         with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {name: file[name] for name in ("step", "rng", "settings", "more", *VECTORS)}
-        np.random.default_rng(0).bit_generator.state = json.loads(str(arrays["rng"]))
-        sound = isinstance(json.loads(str(arrays["settings"])), dict) and arrays["step"].shape == () and int(arrays["step"]) >= 0
-        if not sound or not all(arrays[name].dtype == np.float32 and np.isfinite(arrays[name]).all() for name in VECTORS):
-            raise ValueError
-    except Exception as error:  # whatever zipfile, zlib, NumPy and json make of a damaged file
-        raise UserError(f"{path}: damaged, or not a checkpoint of npdiff; start again without --resume, or into another --out") from error
+            # Older files have `predict` among their settings only.
+            settings = json.loads(str(arrays["settings"]))
+            arrays["predict"] = file["predict"] if "predict" in file else settings["predict"]
+        _check(arrays)
+    except Exception as error:  # whatever zipfile, zlib, NumPy and json raise for a damaged file
+        raise UserError(
+            f"{path}: damaged, or not a checkpoint of npdiff; start again without --resume, or "
+            "into another --out"
+        ) from error
     return arrays
+
+
+def _check(arrays: dict[str, np.ndarray]) -> None:
+    """Raise an error unless these arrays can be a checkpoint's."""
+    np.random.default_rng(0).bit_generator.state = json.loads(str(arrays["rng"]))
+    if not isinstance(json.loads(str(arrays["settings"])), dict):
+        raise ValueError("settings")
+    if arrays["step"].shape != () or int(arrays["step"]) < 0:
+        raise ValueError("step")
+    vectors = [arrays[name] for name in VECTORS]
+    if not all(vector.dtype == np.float32 and np.isfinite(vector).all() for vector in vectors):
+        raise ValueError("vectors")

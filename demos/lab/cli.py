@@ -1,4 +1,4 @@
-"""The edge of the demos: arguments, their checks, the folder that a run owns, and errors in one line."""
+"""The command line of the demos: flags and their checks, a run's settings, errors in one line."""
 
 import argparse
 import json
@@ -11,13 +11,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from lab import files
+from lab.errors import UserError
 from npdiff.backend import BackendError
-from npdiff.kit import files
-from npdiff.kit.errors import UserError
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with its errors in one line. Every default is None; `settings` fills them in, so an explicit flag is known as one."""
+    """argparse with its errors in one line.
+
+    The default of a setting is None; `settings` fills it in. So a flag that the user gave can be
+    told from one that was left out.
+    """
 
     def __init__(self, description: str, examples: str) -> None:
         super().__init__(
@@ -31,8 +35,11 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (--help lists the flags)\n")
 
 
+# Types of flags, for argparse
+
+
 def whole(low: int, high: int = 10**9) -> Callable[[str], int]:
-    """A type for argparse: a whole number in low..high."""
+    """A type of flag: a whole number in low..high."""
 
     def parse(text: str) -> int:
         try:
@@ -40,14 +47,14 @@ def whole(low: int, high: int = 10**9) -> Callable[[str], int]:
         except ValueError:
             value = low - 1
         if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"a whole number in {low}..{high} is needed, got {text!r}")
+            raise argparse.ArgumentTypeError(f"must be a whole number in {low}..{high}, got {text!r}")
         return value
 
     return parse
 
 
 def number(above: float, high: float) -> Callable[[str], float]:
-    """A type for argparse: a number above `above`, at most `high`."""
+    """A type of flag: a number above `above` and at most `high`."""
 
     def parse(text: str) -> float:
         try:
@@ -55,135 +62,199 @@ def number(above: float, high: float) -> Callable[[str], float]:
         except ValueError:
             value = math.nan
         if not above < value <= high:
-            raise argparse.ArgumentTypeError(f"a number above {above:g} and at most {high:g} is needed, got {text!r}")
+            raise argparse.ArgumentTypeError(
+                f"must be a number above {above:g} and at most {high:g}, got {text!r}"
+            )
         return value
 
     return parse
 
 
 def one_of(*names: str) -> Callable[[str], str]:
-    """A type for argparse: one of these names."""
+    """A type of flag: one of these names."""
 
     def parse(text: str) -> str:
         if text not in names:
-            raise argparse.ArgumentTypeError(f"{text!r} is not known; take one of {', '.join(names)}")
+            raise argparse.ArgumentTypeError(f"must be one of {', '.join(names)}, got {text!r}")
         return text
 
     return parse
 
 
 def folder(text: str) -> Path:
-    """A type for argparse: a folder's name."""
+    """A type of flag: the name of a folder."""
     if not text.strip():
-        raise argparse.ArgumentTypeError("the name of a folder is needed, got nothing")
+        raise argparse.ArgumentTypeError("must be the name of a folder, got an empty one")
     return Path(text)
 
 
-def say_trained(metrics: dict[str, Any], step: int, steps: int) -> None:
-    """Keep how far training went, and say so where that is not to its end."""
-    metrics["trained_steps"] = step
-    if step < steps:
-        print(f"warning: this network was trained {step:,} of {steps:,} steps; --resume goes on")
+# Flags that demos share
 
 
 def add_where_flags(parser: Parser, out: str, **default: Any) -> Any:
-    """The flags that every demo has: its seed, where to compute and where to write; with defaults where no settings fill them in."""
+    """The flags of every demo: the seed, where to compute, where to write, how large a run.
+
+    `default` gives the defaults of seed and backend for a demo that does not use `settings`.
+    """
     group = parser.add_argument_group("the run")
+    text = "seed of all random numbers; default 0"
     group.add_argument(
-        "--seed", type=whole(0, 2**32 - 1), default=default.get("seed"), metavar="N", help="of every random number; default 0"
+        "--seed", type=whole(0, 2**32 - 1), default=default.get("seed"), metavar="N", help=text
     )
-    words = "auto, numpy or cupy; default auto: CuPy where it works, else NumPy"
-    group.add_argument("--backend", type=one_of("auto", "numpy", "cupy"), default=default.get("backend"), help=words)
-    group.add_argument("--out", type=folder, default=Path(out), metavar="DIR", help=f"folder for all that is written; default {out}")
-    group.add_argument("--smoke", action="store_true", default=None, help="the smallest run that passes through everything, in seconds")
+    text = "auto, numpy or cupy; default auto: CuPy where it works, else NumPy"
+    backend = one_of("auto", "numpy", "cupy")
+    group.add_argument("--backend", type=backend, default=default.get("backend"), help=text)
+    text = f"folder for all that is written; default {out}"
+    group.add_argument("--out", type=folder, default=Path(out), metavar="DIR", help=text)
+    text = "the smallest run that does everything once, in seconds"
+    group.add_argument("--smoke", action="store_true", default=None, help=text)
     return group
 
 
 def add_run_flags(parser: Parser, out: str) -> None:
-    """Those, and how to go on."""
+    """The flags of `add_where_flags`, and those that continue or reuse a run."""
     group = add_where_flags(parser, out)
-    group.add_argument("--resume", action="store_true", help="go on with the run whose checkpoint is in DIR, with its settings")
-    group.add_argument("--sample-only", action="store_true", help="no training: sample, judge and draw from the checkpoint in DIR")
+    text = "continue the run whose checkpoint is in DIR, with its settings"
+    group.add_argument("--resume", action="store_true", help=text)
+    text = "do not train: sample, judge and draw from the checkpoint in DIR"
+    group.add_argument("--sample-only", action="store_true", help=text)
 
 
-def add_sampling_flags(parser: Parser, sampler: str, samplers: tuple[str, ...] = ("ddpm", "ddim")) -> Any:
-    """The flags of the way back; `sampler` is the default."""
+def add_sampling_flags(
+    parser: Parser, sampler: str, samplers: tuple[str, ...] = ("ddpm", "ddim")
+) -> Any:
+    """The flags of the reverse process; `sampler` is the default."""
     group = parser.add_argument_group("sampling")
-    words = f"{' or '.join(samplers)}, of which ddpm takes all T steps; default {sampler}"
-    group.add_argument("--sampler", type=one_of(*samplers), metavar="NAME", help=words)
-    words = "steps of ddim, at most T; default 50" + ("; of langevin, at each level; default 3" if "langevin" in samplers else "")
-    group.add_argument("--sampling-steps", type=whole(1, 100_000), metavar="N", help=words)
-    group.add_argument("--likelihood", action="store_true", help="also how likely the data are under the model, term by term")
-    group.add_argument("--no-gif", dest="gif", action="store_false", default=None, help="no animation")
+    text = f"{' or '.join(samplers)}; ddpm takes all T steps; default {sampler}"
+    group.add_argument("--sampler", type=one_of(*samplers), metavar="NAME", help=text)
+    text = "steps of ddim, at most T; default 50"
+    if "langevin" in samplers:
+        text += "; steps of langevin at each level, default 3"
+    group.add_argument("--sampling-steps", type=whole(1, 100_000), metavar="N", help=text)
+    text = "also print the bound on the likelihood of the data, term by term"
+    group.add_argument("--likelihood", action="store_true", help=text)
+    text = "draw no animation"
+    group.add_argument("--no-gif", dest="gif", action="store_false", default=None, help=text)
     return group
 
 
 def check_sampling(args: argparse.Namespace) -> None:
-    """Fill in --sampling-steps, which the sampler and T decide together."""
-    if args.sampler == "ddpm" and args.sampling_steps not in (None, args.T):
-        raise UserError(f"--sampling-steps {args.sampling_steps}: ddpm takes all T = {args.T} steps; for fewer take --sampler ddim")
-    if args.sampling_steps is None:
-        args.sampling_steps = args.T if args.sampler == "ddpm" else min(50, args.T)
-    if args.sampling_steps > args.T:
-        raise UserError(f"--sampling-steps {args.sampling_steps}: ddim takes at most T = {args.T} steps")
+    """Fill in --sampling-steps, whose default depends on the sampler and on T, and check it."""
+    steps, T = args.sampling_steps, args.T
+    if args.sampler == "ddpm" and steps not in (None, T):
+        raise UserError(
+            f"--sampling-steps {steps}: ddpm takes all T = {T} steps; for fewer use --sampler ddim"
+        )
+    if steps is None:
+        args.sampling_steps = T if args.sampler == "ddpm" else min(50, T)
+    elif steps > T:
+        raise UserError(f"--sampling-steps {steps}: ddim takes at most T = {T} steps")
+
+
+# The settings of a run
 
 
 def settings(
-    args: argparse.Namespace, defaults: dict[str, Any], smoke: dict[str, Any], free: tuple[str, ...], kept: dict[str, Any] | None
+    args: argparse.Namespace,
+    defaults: dict[str, Any],
+    smoke: dict[str, Any],
+    free: tuple[str, ...],
+    kept: dict[str, Any] | None,
 ) -> dict[str, Any]:
-    """The settings of the run: the explicit flags; then those `kept` by the run that it goes on with; without one the defaults.
+    """The settings of the run, by name.
 
-    `free` names those that may differ from the kept ones: they change what follows training. UserError for any other.
+    A new run has the flags that the user gave, and defaults for the rest. A run that is continued
+    has the settings of its checkpoint.
+
+    Parameters
+    ----------
+    args : the parsed flags, None where the user gave none
+    defaults : the default of each setting
+    smoke : the defaults that --smoke replaces
+    free : names of settings that may differ from the checkpoint's, since they do not affect training
+    kept : the checkpoint's settings, or None for a new run
+
+    Raises
+    ------
+    UserError
+        For a flag that contradicts the checkpoint and is not free.
     """
-    explicit = {name: value for name, value in vars(args).items() if name in defaults and value is not None}
+    given = {k: value for k, value in vars(args).items() if k in defaults and value is not None}
     if kept is None:
-        return {**defaults, **(smoke if args.smoke else {}), **explicit}
-    kept = {**defaults, **kept}  # a setting that is younger than the run had its default
-    for name, value in explicit.items():
+        return {**defaults, **(smoke if args.smoke else {}), **given}
+    kept = {**defaults, **kept}  # a setting that did not exist yet had today's default
+    for name, value in given.items():
         if name not in free and value != kept[name]:
             flag = "--" + name.replace("_", "-")
-            made = f"{flag} {value} contradicts the run in {args.out}, made with {flag} {kept[name]}"
-            raise UserError(f"{made}; leave {flag} out, or start anew without --resume")
-    return {**kept, **explicit}
+            raise UserError(
+                f"{flag} {value} contradicts the run in {args.out}, made with {flag} {kept[name]}; "
+                f"leave {flag} out, or start again without --resume"
+            )
+    return {**kept, **given}
+
+
+# What a run writes and says
 
 
 def own_folder(path: Path) -> None:
-    """Make the folder, and make sure that it can be written to. UserError where it cannot."""
+    """Make the folder. UserError where that fails, or where no file can be written to it."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
-        raise UserError(f"--out {path}: cannot be written to ({error.strerror or error}); give another folder") from error
+        reason = error.strerror or error
+        raise UserError(f"--out {path}: cannot be written to ({reason}); use another one") from error
 
 
 def write_metrics(path: Path, metrics: dict[str, Any]) -> None:
-    """Everything that the run printed, as JSON, in one move."""
+    """Write all that the run printed as JSON."""
     files.write_text(path, json.dumps(metrics, indent=2) + "\n")
 
 
-def run(main: Callable[[argparse.Namespace], None], parse: Callable[[], argparse.Namespace]) -> None:
-    """Call main(parse()); what a user can mend ends in one line on stderr and exit status 1, Ctrl-C in how to go on and 130."""
+def say_trained(metrics: dict[str, Any], step: int, steps: int) -> None:
+    """Record the number of training steps, and warn where training did not reach its end."""
+    metrics["trained_steps"] = step
+    if step < steps:
+        print(f"warning: this network was trained {step:,} of {steps:,} steps; --resume continues")
+
+
+def run(
+    main: Callable[[argparse.Namespace], None], parse: Callable[[], argparse.Namespace]
+) -> None:
+    """Call main(parse()), and end in one line on stderr where that fails.
+
+    The exit status is 1 for an error that the user can correct. It is 130 after Ctrl-C, and the
+    line then says how to continue.
+    """
     program, args = Path(sys.argv[0]), None
     try:
         args = parse()
         main(args)
     except KeyboardInterrupt:
-        checkpoint = getattr(args, "checkpoint", None)
-        kept = args is not None and checkpoint is not None and checkpoint.exists()
-        go_on = f"; to go on: python {program} --resume --out {shlex.quote(str(args.out))}" if kept and args else ""
-        print(f"\nstopped{go_on}", file=sys.stderr)
+        print(f"\nstopped{how_to_continue(program, args)}", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:
+    except BrokenPipeError:  # nobody reads stdout any more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except MemoryError:
-        print(f"{program.name}: out of memory; ask for less with --samples or --batch", file=sys.stderr)
-        sys.exit(1)
+        fail(program, "out of memory; use a smaller --samples or --batch")
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        print(f"{program.name}: {where}{error.strerror or error}; make room, or give another --out; --resume goes on", file=sys.stderr)
-        sys.exit(1)
+        advice = "free some space, or use another --out; --resume continues"
+        fail(program, f"{where}{error.strerror or error}; {advice}")
     except (UserError, BackendError) as error:
-        print(f"{program.name}: {error}", file=sys.stderr)
-        sys.exit(1)
+        fail(program, str(error))
+
+
+def how_to_continue(program: Path, args: argparse.Namespace | None) -> str:
+    """The command that continues the run, where it has a checkpoint; else nothing."""
+    checkpoint = getattr(args, "checkpoint", None)
+    if args is None or checkpoint is None or not checkpoint.exists():
+        return ""
+    return f"; to continue: python {program} --resume --out {shlex.quote(str(args.out))}"
+
+
+def fail(program: Path, message: str) -> NoReturn:
+    print(f"{program.name}: {message}", file=sys.stderr)
+    sys.exit(1)

@@ -1,5 +1,8 @@
-"""What a user can mend, said in one line."""
+"""An error that a user can correct."""
 
 
 class UserError(ValueError):
-    """Bad input to a demo: the message says what is wrong and what would be right, and is all that the user sees."""
+    """A bad input to a demo.
+
+    Its message says, in one line, what is wrong and what would be right. The user sees nothing else.
+    """

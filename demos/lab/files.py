@@ -1,4 +1,7 @@
-"""Files that are written whole or not at all: a reader, or a run that is killed, finds the old file or the new one."""
+"""Files that are written whole or not at all.
+
+A reader finds the old file or the new one, never a part of it, even where the writing run is killed.
+"""
 
 import os
 from collections.abc import Iterator
@@ -10,7 +13,10 @@ import numpy as np
 
 @contextmanager
 def in_one_move(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path`, of this process alone, which takes its place when all is written."""
+    """A temporary file beside `path`, which takes the place of `path` once it is complete.
+
+    Its name holds the number of this process, so that no other process writes to it.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
@@ -22,13 +28,13 @@ def in_one_move(path: Path) -> Iterator[Path]:
 
 
 def write_npz(path: Path, **arrays: np.ndarray) -> None:
-    """Write an .npz in one move: a reader sees the old file or the new one, never a part."""
+    """Write an .npz file in one move."""
     with in_one_move(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file in one move."""
+    """Write a binary file in one move."""
     with in_one_move(path) as temporary:
         temporary.write_bytes(data)
 

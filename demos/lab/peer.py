@@ -1,4 +1,7 @@
-"""The two networks once more in PyTorch, for demos/benchmark.py alone: eager, in PyTorch's own layouts, on the same weights and batch."""
+"""The two networks in PyTorch, for demos/benchmark.py: eager, on the same weights and batch.
+
+Each has PyTorch's own memory layouts.
+"""
 
 from typing import Any
 
@@ -7,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from npdiff.backend import to_numpy
-from npdiff.nn import mlp, unet
+from npdiff.nn import mlp, ops, unet
 from npdiff.schedule import Schedule
 
 version = torch.__version__
@@ -20,7 +23,10 @@ def settings(threads: int, tf32: bool) -> None:
 
 
 def parameters(tree: dict, device: str) -> dict:
-    """The tree as tensors that want gradients: weights of linear layers (O, I), of convolutions (O, I, K, K)."""
+    """The tree as tensors that take gradients.
+
+    Weights of linear layers have shape (O, I), those of convolutions (O, I, K, K).
+    """
 
     def tensor(name: str, value: Any) -> torch.Tensor:
         a = torch.tensor(to_numpy(value), device=device)
@@ -28,25 +34,33 @@ def parameters(tree: dict, device: str) -> dict:
             a = a.permute(3, 2, 0, 1) if a.ndim == 4 else a.T
         return a.contiguous().requires_grad_()
 
-    return {name: parameters(value, device) if isinstance(value, dict) else tensor(name, value) for name, value in tree.items()}
+    return {
+        name: parameters(value, device) if isinstance(value, dict) else tensor(name, value)
+        for name, value in tree.items()
+    }
 
 
 def leaves(tree: dict) -> list[tuple[str, torch.Tensor]]:
-    return [leaf for name, value in tree.items() for leaf in (leaves(value) if isinstance(value, dict) else [(name, value)])]
+    """The tensors of the tree with their names, in the tree's order."""
+    return [
+        leaf
+        for name, value in tree.items()
+        for leaf in (leaves(value) if isinstance(value, dict) else [(name, value)])
+    ]
 
 
 def linear(x: torch.Tensor, p: dict) -> torch.Tensor:
     return F.linear(x, p["w"], p["b"])
 
 
-def waves(level: torch.Tensor, net: Any) -> torch.Tensor:
-    frequencies = torch.tensor(to_numpy(net.FREQUENCIES), dtype=level.dtype, device=level.device)
-    angle = level.clamp(net.LEVEL_MIN, net.LEVEL_MAX)[:, None] * frequencies
+def waves(level: torch.Tensor, frequencies: np.ndarray) -> torch.Tensor:
+    level = level.clamp(ops.LEVEL_MIN, ops.LEVEL_MAX)
+    angle = level[:, None] * torch.tensor(frequencies, dtype=level.dtype, device=level.device)
     return torch.cat([angle.sin(), angle.cos()], 1)
 
 
 def mlp_forward(p: dict, x: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
-    h = linear(torch.cat([x, waves(level, mlp)], 1), p["first"])
+    h = linear(torch.cat([x, waves(level, mlp.FREQUENCIES)], 1), p["first"])
     for name in (name for name in p if name.startswith("layer_")):
         h = h + linear(F.silu(h), p[name])
     return linear(F.silu(h), p["last"])
@@ -67,9 +81,15 @@ def block(x: torch.Tensor, e: torch.Tensor, p: dict) -> torch.Tensor:
     return (conv(x, p["bypass"]) if "bypass" in p else x) + h
 
 
-def unet_forward(p: dict, x: torch.Tensor, level: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-    e = linear(F.silu(linear(waves(level, unet), p["embedding"]["linear_1"])), p["embedding"]["linear_2"])
-    e = F.silu(e + F.embedding(label, p["embedding"]["lookup"]["table"]))
+def embedding(level: torch.Tensor, label: torch.Tensor, p: dict) -> torch.Tensor:
+    e = F.silu(linear(waves(level, unet.FREQUENCIES), p["linear_1"]))
+    return F.silu(linear(e, p["linear_2"]) + F.embedding(label, p["lookup"]["table"]))
+
+
+def unet_forward(
+    p: dict, x: torch.Tensor, level: torch.Tensor, label: torch.Tensor
+) -> torch.Tensor:
+    e = embedding(level, label, p["embedding"])
     fine = block(conv(F.pixel_unshuffle(x, 2), p["first"]), e, p["encode_fine"])
     coarse = block(conv(fine, p["shrink"], stride=2), e, p["encode_coarse"])
     h = block(coarse, e, p["middle"])
@@ -83,24 +103,38 @@ class Twin:
     """What demos/benchmark.Case does, in PyTorch."""
 
     def __init__(self, case: Any, schedule: Schedule) -> None:
-        device = "cpu" if case.xp is np else "cuda"
-        tensor = lambda a: torch.tensor(to_numpy(a), device=device)  # noqa: E731
-        image = case.net is unet
-        self.image, self.schedule = image, schedule
-        self.params = parameters(case.state.params, device)
-        self.x_0, self.eps = (tensor(a).permute(0, 3, 1, 2).contiguous() if image else tensor(a) for a in (case.x_0, case.eps))
-        shape = (-1,) + (1,) * (self.x_0.ndim - 1)
-        self.t = tensor(case.t)
-        self.signal, self.noise, self.level = (tensor(a.astype(np.float32)) for a in (schedule.signal, schedule.noise, schedule.level))
-        self.signal_t, self.noise_t = self.signal[self.t].reshape(shape), self.noise[self.t].reshape(shape)
-        self.label = tensor(case.inputs["label"]) if image else None
+        self.device = "cpu" if isinstance(case.x_0, np.ndarray) else "cuda"
+        self.image, self.T = case.x_0.ndim == 4, schedule.T
+        self.params = parameters(case.state.params, self.device)
+        self.x_0, self.eps = (self.as_peers(a) for a in (case.x_0, case.eps))
+        self.t = self.tensor(case.t)
+        tables = schedule.signal, schedule.noise, schedule.level
+        self.signal, self.noise, self.level = (self.tensor(a.astype(np.float32)) for a in tables)
+        self.signal_t, self.noise_t = (self.per_row(a[self.t]) for a in (self.signal, self.noise))
+        self.label = self.tensor(case.inputs["label"]) if self.image else None
         self.no_class = torch.full_like(self.label, 10) if self.label is not None else None
-        flat = [value for _, value in leaves(self.params)]
-        self.adam = torch.optim.Adam(flat, lr=1e-5, betas=(0.9, 0.99), eps=1e-8)
-        self.flat, self.ema = flat, [value.detach().clone() for value in flat]
+        self.flat = [value for _, value in leaves(self.params)]
+        self.ema = [value.detach().clone() for value in self.flat]
+        self.adam = torch.optim.Adam(self.flat, lr=1e-5, betas=(0.9, 0.99), eps=1e-8)
+
+    def tensor(self, a: Any) -> torch.Tensor:
+        return torch.tensor(to_numpy(a), device=self.device)
+
+    def as_peers(self, a: Any) -> torch.Tensor:
+        """Images have their channels first here."""
+        x = self.tensor(a)
+        return x.permute(0, 3, 1, 2).contiguous() if self.image else x
+
+    def as_ours(self, x: torch.Tensor) -> np.ndarray:
+        return (x.permute(0, 2, 3, 1) if self.image else x).cpu().numpy()
+
+    def per_row(self, a: torch.Tensor) -> torch.Tensor:
+        return a.reshape(-1, *[1] * (self.x_0.ndim - 1))
 
     def net(self, x: torch.Tensor, level: torch.Tensor, label: torch.Tensor | None) -> torch.Tensor:
-        return unet_forward(self.params, x, level, label) if label is not None else mlp_forward(self.params, x, level)
+        if label is None:
+            return mlp_forward(self.params, x, level)
+        return unet_forward(self.params, x, level, label)
 
     def loss(self) -> torch.Tensor:
         x_t = self.signal_t * self.x_0 + self.noise_t * self.eps
@@ -120,22 +154,17 @@ class Twin:
         self.adam.zero_grad()
         self.loss().backward()
 
-        def of(name: str, value: torch.Tensor) -> np.ndarray:
+        def as_ours(name: str, value: torch.Tensor) -> np.ndarray:
             grad = value.grad
             if name == "w":
                 grad = grad.permute(2, 3, 1, 0) if grad.ndim == 4 else grad.T
             return grad.contiguous().cpu().numpy().ravel()
 
-        return np.concatenate([of(name, value) for name, value in leaves(self.params)])
+        return np.concatenate([as_ours(name, value) for name, value in leaves(self.params)])
 
     def eps_hat(self, x_t: torch.Tensor, t: Any, label: torch.Tensor | None) -> torch.Tensor:
-        level = self.level[t].expand(len(x_t))
-        v = self.net(x_t, level, label)
-        shape = (-1,) + (1,) * (x_t.ndim - 1)
-        return self.signal[t].reshape(shape) * v + self.noise[t].reshape(shape) * x_t
-
-    def as_ours(self, x: torch.Tensor) -> np.ndarray:
-        return (x.permute(0, 2, 3, 1) if self.image else x).cpu().numpy()
+        v = self.net(x_t, self.level[t].expand(len(x_t)), label)
+        return self.per_row(self.signal[t]) * v + self.per_row(self.noise[t]) * x_t
 
     @torch.no_grad()
     def forward(self) -> torch.Tensor:
@@ -144,8 +173,10 @@ class Twin:
     @torch.no_grad()
     def sample(self, steps: int = 5, w: float = 0.5) -> torch.Tensor:
         x = self.eps
-        ts = np.linspace(0, self.schedule.T, steps + 1).round().astype(int)[::-1]
+        ts = np.linspace(0, self.T, steps + 1).round().astype(int)[::-1]
         for t, t_prev in zip(ts[:-1], ts[1:], strict=True):
-            eps = (1 + w) * self.eps_hat(x, t, self.label) - w * self.eps_hat(x, t, self.no_class)
-            x = self.signal[t_prev] * (x - self.noise[t] * eps) / self.signal[t] + self.noise[t_prev] * eps
+            eps_cond, eps_uncond = (self.eps_hat(x, t, c) for c in (self.label, self.no_class))
+            eps = (1 + w) * eps_cond - w * eps_uncond
+            x_0 = (x - self.noise[t] * eps) / self.signal[t]
+            x = self.signal[t_prev] * x_0 + self.noise[t_prev] * eps
         return x

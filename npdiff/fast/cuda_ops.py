@@ -42,7 +42,11 @@ def over_pixels(name: str, x: Array, together: int, *arguments: Any) -> None:
     """A kernel with a block of threads for each `together` neighbouring channels of each image of x (B, H, W, C)."""
     batch, height, width, channels = x.shape
     lanes = max(1, min(THREADS // together, height * width))
-    kernel(name, x.dtype)((channels // together, batch), (together, lanes), integers((*arguments, height * width, channels)))
+    kernel(name, x.dtype)(
+        (channels // together, batch),
+        (together, lanes),
+        integers((*arguments, height * width, channels)),
+    )
 
 
 def columns(x: Array, size: int, stride: int = 1) -> Array:  # x (B, H, W, C) -> (B H' W', K K C)
@@ -56,7 +60,11 @@ def columns(x: Array, size: int, stride: int = 1) -> Array:  # x (B, H, W, C) ->
     run = kernel("columns", x.dtype, "four_floats" if at_once == 4 else None)
     threads = min(THREADS, -(-size * channels // at_once // 32) * 32)
     shape = height, width, channels // at_once
-    run((across, down, batch), (threads,), integers((cupy.ascontiguousarray(x), y, *shape, size, stride)))
+    run(
+        (across, down, batch),
+        (threads,),
+        integers((cupy.ascontiguousarray(x), y, *shape, size, stride)),
+    )
     return y
 
 
@@ -89,7 +97,9 @@ def conv2d_backward(grad_y: Array, cache: Cache) -> tuple[Array, Grads]:
     return grad_x, {"w": grad_w.reshape(w.shape), "b": grad_b}
 
 
-def group_norm_forward(x: Array, gain: Array, bias: Array, groups: int, eps: float = 1e-5) -> tuple[Array, Cache]:
+def group_norm_forward(
+    x: Array, gain: Array, bias: Array, groups: int, eps: float = 1e-5
+) -> tuple[Array, Cache]:
     """As conv.group_norm_forward."""
     x = cupy.ascontiguousarray(x)
     y, n, rstd = cupy.empty_like(x), cupy.empty_like(x), cupy.empty((len(x), groups), x.dtype)
@@ -101,7 +111,17 @@ def group_norm_backward(grad_y: Array, cache: Cache) -> tuple[Array, Grads]:
     """As conv.group_norm_backward."""
     n, rstd, gain, groups = cache
     grad_x, sums = cupy.empty_like(n), cupy.empty((2, len(n), n.shape[3]), n.dtype)
-    over_pixels("group_norm_backward", n, n.shape[3] // groups, cupy.ascontiguousarray(grad_y), n, rstd, gain, grad_x, sums)
+    over_pixels(
+        "group_norm_backward",
+        n,
+        n.shape[3] // groups,
+        cupy.ascontiguousarray(grad_y),
+        n,
+        rstd,
+        gain,
+        grad_x,
+        sums,
+    )
     grad_gain, grad_bias = sums.sum(axis=1)
     return grad_x, {"gain": grad_gain, "bias": grad_bias}
 
@@ -199,20 +219,45 @@ def gemm(a: Array, b: Array) -> Array:
     if a.dtype != b.dtype:
         raise TypeError(f"a product is of one dtype, got {a.dtype} and {b.dtype}")
     library, memory = cublas()
-    handle, stream = ctypes.c_void_p(cupy.cuda.device.get_cublas_handle()), cupy.cuda.get_current_stream()
+    handle, stream = (
+        ctypes.c_void_p(cupy.cuda.device.get_cublas_handle()),
+        cupy.cuda.get_current_stream(),
+    )
     (a, transposed_a, lead_a), (b, transposed_b, lead_b) = operand(a), operand(b)
     (m, k), n = a.shape, b.shape[1]
     y = cupy.empty((m, n), a.dtype)
     single = a.dtype == np.float32
     number, kind = (ctypes.c_float, 0) if single else (ctypes.c_double, 1)  # CUDA_R_32F, CUDA_R_64F
-    compute = (77 if os.environ.get("CUPY_TF32") == "1" else 68) if single else 70  # CUBLAS_COMPUTE_32F_FAST_TF32, _32F, _64F
+    compute = (
+        (77 if os.environ.get("CUPY_TF32") == "1" else 68) if single else 70
+    )  # CUBLAS_COMPUTE_32F_FAST_TF32, _32F, _64F
     one, zero = ctypes.byref(number(1)), ctypes.byref(number(0))
     at_a, at_b, at_y = (ctypes.c_void_p(x.data.ptr) for x in (a, b, y))
     for status in (
         library.cublasSetStream_v2(handle, ctypes.c_void_p(stream.ptr)),
-        library.cublasSetWorkspace_v2(handle, ctypes.c_void_p(memory.data.ptr), ctypes.c_size_t(memory.nbytes)),
+        library.cublasSetWorkspace_v2(
+            handle, ctypes.c_void_p(memory.data.ptr), ctypes.c_size_t(memory.nbytes)
+        ),
         library.cublasGemmEx(
-            handle, transposed_b, transposed_a, n, m, k, one, at_b, kind, lead_b, at_a, kind, lead_a, zero, at_y, kind, n, compute, -1
+            handle,
+            transposed_b,
+            transposed_a,
+            n,
+            m,
+            k,
+            one,
+            at_b,
+            kind,
+            lead_b,
+            at_a,
+            kind,
+            lead_a,
+            zero,
+            at_y,
+            kind,
+            n,
+            compute,
+            -1,
         ),
     ):
         if status:

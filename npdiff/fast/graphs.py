@@ -30,7 +30,9 @@ class Replayed:
         self.net, self.init = net, net.init
         self.recordings: dict[tuple, Recording] = {}
 
-    def forward(self, params: Tree, x: Array, level: Array, label: np.ndarray | None = None) -> tuple[Array, Cache]:
+    def forward(
+        self, params: Tree, x: Array, level: Array, label: np.ndarray | None = None
+    ) -> tuple[Array, Cache]:
         """As net.forward; the cache belongs to the last call with this shape."""
         key = tuple(leaf.data.ptr for leaf in leaves(params)), x.shape, x.dtype.char
         if key not in self.recordings:
@@ -53,7 +55,9 @@ class Recording:
         self.stream, self.memory = cupy.cuda.Stream(non_blocking=True), cupy.cuda.MemoryPool()
         self.no_class = len(params["embedding"]["lookup"]["table"]) - 1
         self.x, self.level, self.label = x.copy(), level.copy(), cupy.full(len(x), self.no_class)
-        self.replay_forward, (self.out, self.cache) = self.record(lambda: net.forward(params, self.x, self.level, self.label))
+        self.replay_forward, (self.out, self.cache) = self.record(
+            lambda: net.forward(params, self.x, self.level, self.label)
+        )
         self.grad_out: Any = None
         self.replay_backward: Any = None
         self.found: Any = None
@@ -82,10 +86,14 @@ class Recording:
 
     def backward(self, call: int, grad_out: Array) -> tuple[Array, Tree]:
         if call != self.calls:
-            raise RuntimeError("this cache was overwritten by a later call of forward with arrays of the same shape")
+            raise RuntimeError(
+                "this cache was overwritten by a later call of forward with arrays of the same shape"
+            )
         if self.replay_backward is None:
             self.grad_out = grad_out.copy()
-            self.replay_backward, self.found = self.record(lambda: self.net.backward(self.params, self.cache, self.grad_out))
+            self.replay_backward, self.found = self.record(
+                lambda: self.net.backward(self.params, self.cache, self.grad_out)
+            )
         self.grad_out[...] = grad_out
         self.replay_backward.launch()
         return self.found

@@ -1,38 +1,57 @@
-"""The fast operations of a network on NumPy, in the place of those of npdiff/nn/conv.py, with which they agree to rounding.
+"""The ops of a network on NumPy, fast. Each agrees to rounding with its plain one.
 
-A reader can skip this file: only the processes of npdiff/kit/parallel.py, that no one steps through, and demos/benchmark.py use it.
+This module is a complete namespace of ops: a network takes it as `forward(..., ops=numpy_ops)`. The
+plain ops are in npdiff/nn/conv.py and npdiff/nn/ops.py; those that cannot be made faster are taken
+from there.
 """
 
-from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+
 from npdiff.backend import Array
-from npdiff.nn import conv, layout, winograd
-from npdiff.nn.layout import batch_first, pixels_first
+from npdiff.fast import im2col, layout, winograd
+from npdiff.fast.layout import batch_first, pixel_product, pixel_sum, pixels_first
+from npdiff.fast.layout import group_norm_backward as group_norm_backward
+from npdiff.fast.layout import group_norm_forward as group_norm_forward
+from npdiff.fast.layout import upsample_forward as upsample_forward
+from npdiff.nn.conv import lookup_backward as lookup_backward
+from npdiff.nn.conv import lookup_forward as lookup_forward
+from npdiff.nn.conv import upsample_backward as upsample_backward
 from npdiff.nn.ops import Cache, Grads
+from npdiff.nn.ops import level_waves as level_waves
+from npdiff.nn.ops import linear_backward as linear_backward
+from npdiff.nn.ops import linear_forward as linear_forward
 
 FEW = 16  # channels: Winograd's algorithm does not pay for fewer
-plain_convolve = conv.convolve
-backward_follows = True  # False in a worker where no gradient is asked for
+
+
+def suits_winograd(w: Array, stride: int) -> bool:
+    return stride == 1 and len(w) == 3 and min(w.shape[2:]) >= FEW
 
 
 def convolve(x: Array, w: Array, stride: int = 1) -> Array:
-    """conv.convolve, by the way that pays."""
+    """A convolution by the fastest way.   x (B, H, W, I), w (K, K, I, O) -> y (B, H', W', O)."""
     batch, height, width, inputs = x.shape
-    if stride == len(w) == 1:
-        return batch_first((pixels_first(x).reshape(-1, inputs) @ w[0, 0]).reshape(height, width, -1), batch)
-    if stride == 1 and len(w) == 3 and min(w.shape[2:]) >= FEW:
+    if suits_winograd(w, stride):
         return winograd.convolve(x, w)[0]
+    if stride == len(w) == 1:
+        y = pixels_first(x).reshape(-1, inputs) @ w[0, 0]
+        return batch_first(y.reshape(height, width, -1), batch)
     if stride == 1 and len(w) == 3 and w.shape[3] < FEW:
         return layout.convolve_to_few(x, w)
-    return batch_first(pixels_first(plain_convolve(x, w, stride)), batch)
+    return batch_first(pixels_first(im2col.convolve(x, w, stride)), batch)
 
 
 def conv2d_forward(x: Array, w: Array, b: Array, stride: int = 1) -> tuple[Array, Cache]:
-    """As conv.conv2d_forward."""
-    pair = winograd if stride == 1 and len(w) == 3 and min(w.shape[2:]) >= FEW else conv
-    y, cache = pair.conv2d_forward(x, w, b, stride)
-    return y, (pair.conv2d_backward, cache)
+    """As conv.conv2d_forward. The cache begins with the backward pass that belongs to it."""
+    if suits_winograd(w, stride):
+        y, cache = winograd.conv2d_forward(x, w, b)
+        return y, (winograd.conv2d_backward, cache)
+    y = convolve(x, w, stride)
+    y += b
+    return y, (backward_by_columns, (x, w, stride))
 
 
 def conv2d_backward(grad_y: Array, cache: Cache) -> tuple[Array, Grads]:
@@ -41,19 +60,62 @@ def conv2d_backward(grad_y: Array, cache: Cache) -> tuple[Array, Grads]:
     return backward(grad_y, cache)
 
 
-def cached(forward: Callable) -> Callable:
-    """An op's forward pass that keeps nothing for the backward pass unless one follows: memory still in cache is then used again."""
+def backward_by_columns(grad_y: Array, cache: Cache) -> tuple[Array, Grads]:
+    """The backward pass of a convolution that Winograd's algorithm does not serve.
 
-    def lean_forward(*args: Any, **kwargs: Any) -> tuple[Array, Cache | None]:
-        y, cache = forward(*args, **kwargs)
-        return y, cache if backward_follows else None
+    dL/dw = columns^T dL/dy;  dL/dx = dL/dy, its pixels spread, convolved with the flipped kernel.
+    """
+    x, w, stride = cache
+    grad_w = im2col.columns(x, len(w), stride).T @ grad_y.reshape(-1, w.shape[3])  # (K K I, O)
+    grad_x = convolve(im2col.spread(grad_y, x.shape, stride), im2col.flipped(w))  # (B, H, W, I)
+    return grad_x, {"w": grad_w.reshape(w.shape), "b": pixel_sum(grad_y).sum(axis=0)}
 
-    return lean_forward
+
+def scale_shift_forward(x: Array, scale: Array, shift: Array) -> tuple[Array, Cache]:
+    """As conv.scale_shift_forward."""
+    y = x * (1 + scale)[:, None, None]
+    y += shift[:, None, None]
+    return y, (x, scale)
 
 
-def put_into(net: Any) -> None:
-    """These in the place of the plain ones, for a network's module."""
-    conv.convolve, conv.pixel_sum = convolve, layout.pixel_sum
-    net.conv2d_forward, net.conv2d_backward = cached(conv2d_forward), conv2d_backward
-    net.group_norm_forward, net.group_norm_backward = cached(layout.group_norm_forward), layout.group_norm_backward
-    net.scale_shift_forward, net.silu_forward = cached(net.scale_shift_forward), cached(net.silu_forward)
+def scale_shift_backward(grad_y: Array, cache: Cache) -> tuple[Array, Grads]:
+    """As conv.scale_shift_backward."""
+    x, scale = cache
+    grad_x = grad_y * (1 + scale)[:, None, None]
+    return grad_x, {"scale": pixel_product(x, grad_y), "shift": pixel_sum(grad_y)}
+
+
+def silu_forward(x: Array) -> tuple[Array, Cache]:
+    """As ops.silu_forward, with s = sigmoid(x) computed in place."""
+    s = 0.5 * x
+    np.tanh(s, out=s)
+    s *= 0.5
+    s += 0.5
+    y = x * s
+    return y, (s, y)
+
+
+def silu_backward(grad_y: Array, cache: Cache) -> tuple[Array, Grads]:
+    """As ops.silu_backward:  dL/dx = dL/dy (s + y (1 - s))."""
+    s, y = cache
+    grad_x = 1 - s
+    grad_x *= y
+    grad_x += s
+    grad_x *= grad_y
+    return grad_x, {}
+
+
+def without_cache(ops: Any) -> SimpleNamespace:
+    """The same ops for forward passes alone: nothing is kept for a backward pass.
+
+    An array that is dropped at once leaves its memory, which the processor still holds in its cache,
+    to the next one.
+    """
+
+    def forgetful(op_forward: Any) -> Any:
+        return lambda *args, **kwargs: (op_forward(*args, **kwargs)[0], None)
+
+    forward = {name: f for name, f in vars(ops).items() if name.endswith("_forward")}
+    return SimpleNamespace(
+        level_waves=ops.level_waves, **{name: forgetful(f) for name, f in forward.items()}
+    )

@@ -1,175 +1,226 @@
-"""Speed from outside the mathematics: a batch cut into pieces that stay in cache, given to processes. A reader can skip this file.
+"""A network whose batch is shared among processes.
 
-Processes, and not threads: a network is some hundred short operations, and threads that hand the interpreter's lock to each other between
-them lose a third of the time. theta, and the gradient of each piece, lie in memory that all processes share. In a worker the convolutions
-are those of npdiff/nn/fast.py, and each product runs on one thread (the demos set OPENBLAS_NUM_THREADS=1 before NumPy is imported).
+The batch is cut into pieces that fit into a processor's cache, and each process takes some of them.
+Processes, and not threads: a network is some hundred short operations, and threads that pass the
+interpreter's lock to each other between them lose a third of the time. Each process uses the ops of
+npdiff/fast/numpy_ops.py, and one thread for each product.
 
-The pieces, and the order in which their gradients are summed, depend on the batch alone: the result is the same to the bit for any number
-of workers, and equal to the plain one to rounding.
+theta, and the gradient of each piece, lie in memory that all processes share. A process keeps what
+the forward passes of its pieces saved for the backward pass; this process keeps only the number of
+the call. The pieces, and the order in which their gradients are summed, depend on the batch alone. So
+the result is the same to the bit for any number of workers, and equal to the plain one to rounding.
 """
 
 import contextlib
 import importlib
 import multiprocessing
+import os
 import signal
-from collections.abc import Callable
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
-from npdiff import reverse, train
 from npdiff.backend import Array
-from npdiff.forward import Time
-from npdiff.nn import fast, unet
-from npdiff.nn.params import Tree, flatten, unflatten
-from npdiff.sampler import Predictor
-from npdiff.schedule import Schedule
+from npdiff.fast import numpy_ops
+from npdiff.nn.ops import Cache
+from npdiff.nn.params import Tree, flatten, leaves, unflatten
 
-
-def cut(n: int, size: int) -> list[slice]:
-    """0..n-1 in pieces of at most `size`."""
-    return [slice(i, min(i + size, n)) for i in range(0, n, size)]
-
-
-def rows_of(value: Any, rows: slice) -> Any:
-    """These rows of an array, or of each array of a tuple or a dict; what has no rows, a number or a schedule, is the same for all."""
-    if isinstance(value, dict):
-        return {name: rows_of(each, rows) for name, each in value.items()}
-    if isinstance(value, tuple):
-        return tuple(rows_of(each, rows) for each in value)
-    return value[rows] if np.ndim(value) else value
+ONE_THREAD = dict.fromkeys(("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"), "1")
 
 
 class Workers:
-    """`count` processes that share theta and take a batch's pieces of `size` rows in turn. They end with this process.
+    """`net` on `count` processes, which take the pieces of `rows` rows in turn.
 
-    `Workers(2, 16).gradient` takes the place of `train.gradient`, or of another function of that kind that is given,
-    `Workers(2, 16).predictor` that of `reverse.predictor`, and `Workers(2, 16).forward(net)` that of a network that only goes forward.
-    A script that makes one needs `if __name__ == "__main__":`, since every worker imports it.
+    The processes start with the first call, and end with this object or with this process. A script
+    that makes one needs `if __name__ == "__main__":`, since every worker imports it.
     """
 
-    def __init__(self, count: int, size: int, of: Callable[..., tuple[Array, Array]] = train.gradient) -> None:
-        self.count, self.size, self.of = count, size, of
+    def __init__(self, net: Any, count: int, rows: int) -> None:
+        if not hasattr(net, "__name__"):
+            raise ValueError(f"net must be a module, which workers can import by name, got {net!r}")
+        self.name, self.count, self.rows = net.__name__, count, rows
+        self.layout: list = []  # of theta: names and shapes
         self.theta, self.grads = np.empty(0), np.empty((0, 0))
         self.pipes: list[Connection] = []
+        self.call = 0  # the number of the forward pass whose caches the workers hold
 
-    def gradient(
-        self, net: Any, params: Tree, x_0: Array, t: np.ndarray, eps: Array, schedule: Schedule, *how: str, **inputs: Array
-    ) -> tuple[Array, Array]:
-        """As `train.gradient`: the pieces' losses and gradients, which are means over a piece, weighed by its share of the batch.
+    def forward(
+        self, params: Tree, x: Array, level: Array, label: np.ndarray | None = None
+    ) -> tuple[Array, Cache]:
+        """As net.forward; the cache is this object and the number of the call."""
+        self.call += 1
+        pieces = self.cut(x, level, label)
+        self.share(params, len(pieces))
+        return np.concatenate(self.ask("forward", pieces)), (self, self.call)
 
-        Where the function gives a loss for each row, (B,), these are laid end to end.
-        """
-        calls = self.pieces((x_0, t, eps, schedule, *how), inputs)
-        share = np.array([len(arguments[0]) for arguments, _ in calls], x_0.dtype) / np.asarray(len(x_0), x_0.dtype)
-        losses = self.map(self.of, net, params, calls, len(calls))
-        loss = np.concatenate(losses) if losses[0].ndim else (share * np.stack(losses)).sum()
-        return loss, share @ self.grads[: len(calls)]
+    def forward_alone(
+        self, params: Tree, x: Array, level: Array, label: np.ndarray | None = None
+    ) -> tuple[Array, None]:
+        """As net.forward, where no backward pass follows: nothing is kept for it."""
+        self.share(params, 0)
+        return np.concatenate(self.ask("forward_alone", self.cut(x, level, label))), None
 
-    def predictor(
-        self, net: Any, params: Tree, schedule: Schedule, predict: str = "eps", guidance: float = 0.0, **inputs: Array
-    ) -> Predictor:
-        """As `reverse.predictor`."""
+    def backward(self, params: Tree, cache: Cache, grad_out: Array) -> tuple[Array, Tree]:
+        """As net.backward. RuntimeError for a cache that a later forward pass has replaced."""
+        workers, call = cache
+        if workers is not self or call != self.call:
+            raise RuntimeError("this cache is gone: a later forward pass has replaced it")
+        self.theta[...] = vector_behind(params)  # forward_alone may have shown the workers another
+        pieces = self.cut(grad_out)
+        grad_x = np.concatenate(self.ask("backward", pieces))
+        return grad_x, unflatten(self.grads[: len(pieces)].sum(axis=0), params)
 
-        def predict_eps(x_t: Array, t: Time) -> Array:
-            calls = self.pieces((x_t, t, schedule, predict, guidance), inputs)
-            return np.concatenate(self.map(predict_piece, net, params, calls, 0))
+    def cut(self, *arrays: Array | None) -> list[tuple[Array, ...]]:
+        """The rows of these arrays in pieces of at most self.rows; what is None is left out."""
+        given = [a for a in arrays if a is not None]
+        starts = range(0, len(given[0]), self.rows)
+        return [tuple(a[start : start + self.rows] for a in given) for start in starts]
 
-        return predict_eps
-
-    def forward(self, net: Any) -> Any:
-        """`net` for whatever only goes forward, as `improved_ddpm.reverse` does: a forward pass shared, whose cache is None."""
-
-        def forward(params: Tree, *arguments: Array, **inputs: Array) -> tuple[Array, None]:
-            return np.concatenate(self.map(forward_piece, net, params, self.pieces(arguments, inputs), 0)), None
-
-        return SimpleNamespace(forward=forward)
-
-    def pieces(self, arguments: tuple, inputs: dict) -> list[tuple[tuple, dict]]:
-        """A function's arguments, of which the first is the batch, and its named inputs, piece by piece."""
-        return [(rows_of(arguments, rows), rows_of(inputs, rows)) for rows in cut(len(arguments[0]), self.size)]
-
-    def map(self, function: Callable, net: Any, params: Tree, calls: list[tuple], grads: int) -> list[Any]:
-        """What the workers answer to function(net, params, *arguments, **inputs), call by call; the gradients are put into self.grads."""
-        theta = flatten(params)
-        if self.theta.shape != theta.shape or self.theta.dtype != theta.dtype or len(self.grads) < grads:
+    def share(self, params: Tree, pieces: int) -> None:
+        """Show the workers theta, and make room for the gradients of so many pieces."""
+        layout = names_and_shapes(params)
+        theta = vector_behind(params)
+        if layout != self.layout or theta.dtype != self.theta.dtype or len(self.grads) < pieces:
             self.stop()
-            self.start(theta, params, max(1, grads))
+            self.start(theta, params, max(1, pieces))
+            self.layout = layout
         self.theta[...] = theta
+
+    def ask(self, method: str, pieces: list[tuple[Array, ...]]) -> list[Array]:
+        """What the workers answer to method(piece), piece by piece."""
         try:
             for first, pipe in enumerate(self.pipes):
-                pipe.send((function, net.__name__, grads > 0, list(enumerate(calls))[first :: self.count]))
+                pipe.send((method, list(enumerate(pieces))[first :: self.count]))
             answers = dict(answer for pipe in self.pipes for answer in pipe.recv())
-        except BaseException:  # Ctrl-C among them: whatever the workers still have to say is not for the next call
+        except (
+            BaseException
+        ):  # Ctrl-C too: late answers must not be taken for those of the next call
             self.stop()
             raise
         for answer in answers.values():
             if isinstance(answer, Exception):
                 raise answer
-        return [answers[i] for i in range(len(calls))]
+        return [answers[i] for i in range(len(pieces))]
 
     def start(self, theta: np.ndarray, like: Tree, pieces: int) -> None:
         context = multiprocessing.get_context("spawn")
-        raw = [context.RawArray("b", theta.nbytes * n) for n in (1, pieces)]
-        self.theta, self.grads = views(raw, theta)
-        for _ in range(self.count):
-            ours, theirs = context.Pipe()
-            context.Process(target=work, args=(theirs, raw, like), daemon=True).start()
-            theirs.close()
-            self.pipes.append(ours)
+        memory = [context.RawArray("b", theta.nbytes * n) for n in (1, pieces)]
+        self.theta, self.grads = views(memory, theta)
+        with environment(ONE_THREAD):  # which BLAS reads once, when a worker imports NumPy
+            for _ in range(self.count):
+                ours, theirs = context.Pipe()
+                arguments = theirs, memory, self.name, like
+                context.Process(target=work, args=arguments, daemon=True).start()
+                theirs.close()
+                self.pipes.append(ours)
 
     def stop(self) -> None:
+        """End the workers, and with them all caches; the next call starts others."""
         for pipe in self.pipes:
             pipe.close()
-        self.pipes, self.theta = [], np.empty(0)
+        self.pipes, self.layout = [], []
+        self.call += 1
 
 
-def views(raw: list[Any], theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+class Pieces:
+    """A worker's side: the network on one piece at a time."""
+
+    def __init__(self, net: Any, params: Tree, grads: np.ndarray) -> None:
+        self.net, self.params, self.grads = net, params, grads
+        self.lean_ops = numpy_ops.without_cache(numpy_ops)
+        self.caches: dict[int, Cache] = {}  # of the pieces of the last forward pass
+
+    def forward(self, i: int, *piece: Array) -> Array:
+        out, self.caches[i] = self.net.forward(self.params, *piece, ops=numpy_ops)
+        return out
+
+    def forward_alone(self, i: int, *piece: Array) -> Array:
+        return self.net.forward(self.params, *piece, ops=self.lean_ops)[0]
+
+    def backward(self, i: int, grad_out: Array) -> Array:
+        grad_x, grads = self.net.backward(self.params, self.caches[i], grad_out)
+        np.concatenate([a.reshape(-1) for a in leaves(grads)], out=self.grads[i])
+        return grad_x
+
+
+def work(pipe: Connection, memory: list[Any], name: str, like: Tree) -> None:
+    """A worker: it answers until the process that started it ends, and leaves Ctrl-C to that one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    keep_freed_memory()
+    theta, grads = views(memory, flatten(like))
+    pieces = Pieces(importlib.import_module(name), unflatten(theta, like), grads)
+    with contextlib.suppress(EOFError, ConnectionError):
+        while True:
+            method, mine = pipe.recv()
+            if method == "forward":
+                pieces.caches.clear()
+            pipe.send([(i, answer(getattr(pieces, method), i, piece)) for i, piece in mine])
+
+
+def answer(function: Any, i: int, piece: tuple[Array, ...]) -> Any:
+    """function(i, *piece), or the error that it raised."""
+    try:
+        return function(i, *piece)
+    except Exception as error:
+        return error
+
+
+def views(memory: list[Any], theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The shared memory as theta (P,) and as the gradients of the pieces (pieces, P)."""
-    shared, grads = (np.frombuffer(memory, theta.dtype) for memory in raw)
+    shared, grads = (np.frombuffer(raw, theta.dtype) for raw in memory)
     return shared, grads.reshape(-1, len(theta))
 
 
-def work(pipe: Connection, raw: list[Any], like: Tree) -> None:
-    """A worker: answers calls until the process that started it ends. Ctrl-C is for that one to deal with."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    keep_freed_memory()
-    theta, grads = views(raw, flatten(like))
-    params = unflatten(theta, like)
-    fast.put_into(unet)
-    with contextlib.suppress(EOFError, ConnectionError):
-        while True:
-            function, name, fast.backward_follows, calls = pipe.recv()
-            net = importlib.import_module(name)
-            pipe.send([(i, answer(function, net, params, grads[i:], *call)) for i, call in calls])
+def names_and_shapes(tree: Tree) -> list:
+    """The tree as a list of (name, shape or list), which tells in which order theta is laid out."""
+    return [
+        (name, names_and_shapes(value) if isinstance(value, dict) else value.shape)
+        for name, value in tree.items()
+    ]
 
 
-def answer(function: Callable, net: Any, params: Tree, grads: np.ndarray, arguments: tuple, inputs: dict) -> Any:
-    """function's answer, or the error that it raised; a gradient goes into the shared memory."""
+def vector_behind(params: Tree) -> Array:
+    """The vector whose views these arrays are, in its order; a copy where there is none."""
+    arrays = leaves(params)
+    theta, at = arrays[0].base, address(arrays[0])
+    for a in arrays:
+        if a.base is not theta or address(a) != at or not a.flags.c_contiguous:
+            return flatten(params)
+        at += a.nbytes
+    whole = isinstance(theta, np.ndarray) and theta.ndim == 1 and theta.flags.c_contiguous
+    if whole and address(theta) == address(arrays[0]) and theta.nbytes == at - address(theta):
+        return theta
+    return flatten(params)
+
+
+def address(x: np.ndarray) -> int:
+    """Where x begins in memory."""
+    return x.__array_interface__["data"][0]
+
+
+@contextlib.contextmanager
+def environment(variables: dict[str, str]) -> Iterator[None]:
+    """These environment variables, for the time of a block."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     try:
-        found = function(net, params, *arguments, **inputs)
-    except Exception as error:
-        return error
-    if isinstance(found, tuple):
-        found, grads[0] = found
-    return found
-
-
-def predict_piece(net: Any, params: Tree, x_t: Array, t: Time, *how: Any, **inputs: Array) -> Array:
-    return reverse.predictor(net, params, *how, **inputs)(x_t, t)
-
-
-def forward_piece(net: Any, params: Tree, *arguments: Any, **inputs: Any) -> Array:
-    return net.forward(params, *arguments, **inputs)[0]
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def keep_freed_memory() -> None:
-    """Let NumPy use freed memory again, where the C library is glibc; elsewhere this does nothing.
+    """Let NumPy reuse freed memory where the C library is glibc; elsewhere this does nothing.
 
-    glibc gives an array above a threshold, at first 128 KiB, back to the kernel as soon as it is freed, and the kernel clears every page
-    of the next one. Freeing one large array moves the threshold up to its size (mallopt(3), M_MMAP_THRESHOLD).
+    glibc returns an array above a threshold, at first 128 KiB, to the kernel as soon as it is freed,
+    and the kernel clears every page of the next one. Freeing one large array raises the threshold to
+    its size (mallopt(3), M_MMAP_THRESHOLD).
     """
     large = np.empty(31 << 20, np.uint8)
     del large

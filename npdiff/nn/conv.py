@@ -1,9 +1,7 @@
 """The parts of a convolutional network, as pairs like those of ops.py.
 
-An image is x[i, j, c]: row, column, channel.
-
-The pairs of ops.py can be had from here too, so a convolutional network takes all its parts from
-one module.
+An image is x[i, j, c]: row, column, channel. The pairs of ops.py are also names of this module, so
+a convolutional network takes all its parts from one place.
 """
 
 import numpy as np
@@ -18,11 +16,11 @@ from npdiff.nn.ops import silu_forward as silu_forward
 
 
 def conv2d_forward(x: Array, w: Array, b: Array, stride: int = 1) -> tuple[Array, Cache]:
-    """y[i, j] = b + sum over k, l of x[stride i + k - p, stride j + l - p] w[k, l],  k, l = 0..K-1,
-    p = (K - 1) / 2.
+    """y is a sum of K x K shifted images, each times its own matrix w[k, l].
 
-    x is 0 beyond its border. So y is a sum of K x K shifted images, each times its own matrix w[k,
-    l].
+    y[i, j] = b + sum over k, l of x[stride i + k - p, stride j + l - p] w[k, l],   p = (K - 1) / 2
+
+    k and l run over 0..K-1, and x is 0 beyond its border.
 
     x (B, H, W, I), w (K, K, I, O), K odd, b (O,) -> y (B, H', W', O), H' = H / stride rounded up.
     """
@@ -36,9 +34,10 @@ def conv2d_forward(x: Array, w: Array, b: Array, stride: int = 1) -> tuple[Array
 
 
 def conv2d_backward(grad_y: Array, cache: Cache) -> tuple[Array, Grads]:
-    """dL/dw[k, l] = sum over images and pixels of shifted^T dL/dy;  dL/d shifted = dL/dy w[k, l]^T.
+    """The same loop: the gradient of each shifted image goes back to the pixels it was taken from.
 
-    The same loop: each shifted image sends its gradient back to where it was taken from.
+    dL/d shifted = dL/dy w[k, l]^T
+    dL/dw[k, l]  = sum over images and pixels of shifted^T dL/dy
     """
     padded, (batch, height, width, channels), w, stride = cache
     xp, p = get_array_module(grad_y), len(w) // 2
@@ -54,31 +53,30 @@ def conv2d_backward(grad_y: Array, cache: Cache) -> tuple[Array, Grads]:
 def group_norm_forward(
     x: Array, gain: Array, bias: Array, groups: int, tiny: float = 1e-5
 ) -> tuple[Array, Cache]:
-    """y = gain n + bias,  n = (x - mean) / sqrt(var + tiny), with mean and var over an image's
-    group.
+    """y = gain n + bias,  n = (x - mean) / sqrt(var + tiny).
 
-    A group is C / groups neighbouring channels at all pixels.
+    mean and var are taken over a group: C / groups neighbouring channels at all pixels of an image.
 
     x (B, H, W, C), gain (C,), bias (C,) -> y (B, H, W, C).
     """
     grouped = (len(x), -1, groups, x.shape[3] // groups)
     d = x.reshape(grouped)  # (B, H W, groups, C / groups)
     d = d - d.mean(axis=(1, 3), keepdims=True)
-    d = d - d.mean(
-        axis=(1, 3), keepdims=True
-    )  # what rounding left: so a constant has variance 0, whatever its size
+    # Again: what rounding left of the mean. So a constant has variance 0, however large it is.
+    d = d - d.mean(axis=(1, 3), keepdims=True)
     rstd = 1 / ((d * d).mean(axis=(1, 3), keepdims=True) + tiny) ** 0.5  # (B, 1, groups, 1)
     n = (d * rstd).reshape(x.shape)  # (B, H, W, C)
     return gain * n + bias, (n, rstd, gain)
 
 
 def group_norm_backward(grad_y: Array, cache: Cache) -> tuple[Array, Grads]:
-    """With g = dL/dn = gain dL/dy, and means over the group:  dL/dx = (g - mean(g) - n mean(g n)) /
-    sqrt(var + tiny).
+    """With g = dL/dn = gain dL/dy, and means over the group of `count` numbers:
 
-    mean moves by dx / count and sqrt(var) by n dx / count: so dn_i/dx_j = (delta_ij - 1/count - n_i
-    n_j / count) rstd. dL/dgain = the sum of n dL/dy and dL/dbias = the sum of dL/dy, over images
-    and pixels.
+    dL/dx = (g - mean(g) - n mean(g n)) rstd,    rstd = 1 / sqrt(var + tiny)
+
+    A change dx_j moves the mean by dx_j / count and the deviation by n_j dx_j / count, so
+    dn_i/dx_j = (delta_ij - 1/count - n_i n_j / count) rstd. dL/dgain is the sum of n dL/dy, and
+    dL/dbias the sum of dL/dy, over images and pixels.
     """
     n, rstd, gain = cache
     grouped = (len(n), -1, rstd.shape[2], n.shape[3] // rstd.shape[2])
@@ -99,8 +97,10 @@ def scale_shift_forward(x: Array, scale: Array, shift: Array) -> tuple[Array, Ca
 
 
 def scale_shift_backward(grad_y: Array, cache: Cache) -> tuple[Array, Grads]:
-    """dL/dx = (1 + scale) dL/dy;  dL/dscale = the sum of x dL/dy over pixels;  dL/dshift = the sum
-    of dL/dy."""
+    """dL/dx = (1 + scale) dL/dy.
+
+    dL/dscale is the sum of x dL/dy over pixels, dL/dshift the sum of dL/dy.
+    """
     x, scale = cache
     grad_x = (1 + scale[:, None, None]) * grad_y
     return grad_x, {"scale": (x * grad_y).sum(axis=(1, 2)), "shift": grad_y.sum(axis=(1, 2))}
@@ -121,9 +121,9 @@ def upsample_backward(grad_y: Array, cache: Cache) -> tuple[Array, Grads]:
 
 
 def space_to_depth(x: Array) -> Array:
-    """y[i, j] = [x[2i, 2j], x[2i, 2j+1], x[2i+1, 2j], x[2i+1, 2j+1]]:
+    """2 x 2 pixels become one of four times the channels.
 
-    2 x 2 pixels become one of four times the channels.
+    y[i, j] = [x[2i, 2j], x[2i, 2j+1], x[2i+1, 2j], x[2i+1, 2j+1]]
 
     Only the order changes, so the inverse is the transpose, and each is the other's backward pass.
 
@@ -147,14 +147,13 @@ def depth_to_space(y: Array) -> Array:
 def lookup_forward(label: np.ndarray, table: Array) -> tuple[Array, Cache]:
     """y = table[label], written as a product of one-hot rows with the table.
 
-    Label -1 is the last row.
+    Label -1 names the last row.
 
     label (B,) on the host, table (N, E) -> y (B, E).
     """
     check_label(label, len(table))
-    one_hot = get_array_module(table).asarray(
-        np.eye(len(table), dtype=table.dtype)[label]
-    )  # (B, N)
+    one_hot = np.eye(len(table), dtype=table.dtype)[label]  # (B, N)
+    one_hot = get_array_module(table).asarray(one_hot)
     return one_hot @ table, (one_hot,)
 
 
@@ -166,10 +165,6 @@ def lookup_backward(grad_y: Array, cache: Cache) -> tuple[None, Grads]:
 
 def check_label(label: np.ndarray, count: int) -> None:
     """Raise ValueError unless label is integers of shape (B,) in -1..count-1."""
-    if (
-        label.ndim != 1
-        or label.dtype.kind not in "iu"
-        or label.size
-        and not -1 <= label.min() <= label.max() < count
-    ):
+    integers = label.ndim == 1 and label.dtype.kind in "iu"
+    if not integers or (label.size and not -1 <= label.min() <= label.max() < count):
         raise ValueError(f"label must be integers of shape (B,) in -1..{count - 1}, got {label}")

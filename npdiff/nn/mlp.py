@@ -1,9 +1,11 @@
 """A multilayer perceptron for points in the plane, or in any few dimensions: out = net(x, level).
 
-init(rng) -> params;    forward(params, x, level) -> out, cache;    backward(params, cache, grad_out) -> grad_x, grads
+    init(rng)                         -> params
+    forward(params, x, level)         -> out, cache
+    backward(params, cache, grad_out) -> grad_x, grads
 
-It is made of the pairs of `ops`, npdiff/nn/ops.py unless others are handed in. The cache remembers
-which.
+The network is made of the pairs of `ops`: npdiff/nn/ops.py, unless `forward` is given others. The
+cache passes them on to `backward`.
 """
 
 import math
@@ -16,7 +18,8 @@ from npdiff.nn import ops
 from npdiff.nn.ops import Cache, Grads
 from npdiff.nn.params import Tree
 
-# Waves along level = log(noise / signal), from one that spans the whole range to one that tells levels of 1 apart.
+# Waves along level = log(noise / signal): the longest spans the whole range of levels, the shortest
+# tells apart levels that differ by 1.
 FREQUENCIES = 0.3 * 1.4 ** np.arange(6)
 
 
@@ -29,8 +32,8 @@ def init(
 ) -> Tree:
     """Float32 parameters for x of shape (B, dim): `layers` residual layers of `hidden` units.
 
-    Weights are drawn from N(0, 1 / inputs). The last layer starts at zero, so an untrained network
-    puts out 0. `outputs` is the size of the output; default `dim`.
+    Weights are drawn from N(0, 1 / inputs). The last layer starts at zero, so the output of an
+    untrained network is 0. `outputs` is the size of the output; default `dim`.
     """
     outputs = outputs or dim
 
@@ -49,13 +52,12 @@ def init(
 
 
 def hidden_layers(params: Tree) -> list[str]:
-    """layer_1, layer_2, ..."""
+    """The names of the residual layers: layer_1, layer_2, ..."""
     return [name for name in params if name.startswith("layer_")]
 
 
 def forward(params: Tree, x: Array, level: Array, ops: Any = ops) -> tuple[Array, Cache]:
-    """out of shape (B, dim), for x of shape (B, dim) and level = log(noise / signal) of shape
-    (B,)."""
+    """out (B, dim), from x (B, dim) and level = log(noise / signal), (B,)."""
     waves = ops.level_waves(level, FREQUENCIES)  # (B, 12)
     inputs = get_array_module(x).concatenate([x, waves], axis=1)  # (B, dim + 12)
     h, first = ops.linear_forward(inputs, **params["first"])  # (B, hidden)
@@ -68,8 +70,7 @@ def forward(params: Tree, x: Array, level: Array, ops: Any = ops) -> tuple[Array
 
 
 def backward(params: Tree, cache: Cache, grad_out: Array) -> tuple[Array, Tree]:
-    """dL/dx of shape (B, dim) and the gradients of the parameters: the lines of `forward`,
-    reversed."""
+    """dL/dx (B, dim) and the gradients of the parameters: the lines of `forward`, reversed."""
     ops, first, layers, silu, last = cache
     grads: Tree = dict.fromkeys(params)  # in the order of params
     grad_h, grads["last"] = ops.linear_backward(grad_out, last)
@@ -88,7 +89,7 @@ def residual_forward(x: Array, linear: Tree, ops: Any) -> tuple[Array, Cache]:
 
 
 def residual_backward(grad_y: Array, cache: Cache, ops: Any) -> tuple[Array, Grads]:
-    """dL/dx = dL/dy, straight through the sum, plus what comes back through the layer."""
+    """dL/dx = dL/dy, through the skip connection, plus the gradient through the layer."""
     silu_cache, linear_cache = cache
     grad_h, grads = ops.linear_backward(grad_y, linear_cache)
     grad_h, _ = ops.silu_backward(grad_h, silu_cache)

@@ -1,10 +1,9 @@
-"""The parts of a network, as pairs: a forward pass and, beside it, its backward pass, derived by
-hand.
+"""The parts of a network, as pairs: a forward pass and its backward pass, derived by hand.
 
     y, cache      = op_forward(x, ...)
     grad_x, grads = op_backward(grad_y, cache)
 
-For a loss L, grad_y is dL/dy, handed down from above; by the chain rule grad_x = (dy/dx)^T grad_y.
+For a loss L, grad_y is dL/dy, the upstream gradient; by the chain rule grad_x = (dy/dx)^T grad_y.
 `cache` is what the backward pass needs from the forward pass. `grads` holds the gradients of the
 parameters, under the names that the forward pass gives them. No state is kept anywhere. To check a
 pair of your own, see npdiff/gradcheck.py.
@@ -48,7 +47,7 @@ def silu_backward(grad_y: Array, cache: Cache) -> tuple[Array, Grads]:
 
 
 def embed_forward(x: Array, frequencies: Array) -> tuple[Array, Cache]:
-    """y = [sin(x f), cos(x f)]: waves, by which a small network can tell close inputs apart.
+    """y = [sin(x f), cos(x f)]: waves that let a small network tell close inputs apart.
 
     x (B, I), frequencies f (I, F), which are fixed -> y (B, 2 F).
     """
@@ -67,9 +66,9 @@ def embed_backward(grad_y: Array, cache: Cache) -> tuple[Array, Grads]:
 
 
 def level_waves(level: Array, frequencies: np.ndarray) -> Array:
-    """[sin(level f), cos(level f)], with level = log(noise / signal) clipped to the range above.
+    """[sin(level f), cos(level f)], with the level clipped to LEVEL_MIN..LEVEL_MAX.
 
-    The level is not learned, so nothing goes back through it.
+    level = log(noise / signal) is not learned, so no gradient goes back to it.
 
     level (B,), frequencies (F,) on the host -> (B, 2 F).
     """

@@ -1,8 +1,8 @@
 """theta: all parameters of a network as one vector.
 
 A network sees a tree of named arrays, {"first": {"w": ..., "b": ...}, ...}; an optimiser sees one
-vector. `pack` makes both from the same memory: the arrays of the tree are views of theta, so an
-update of theta is seen by the network.
+vector. `pack` gives both the same memory: the arrays of the tree are views of theta, so the network
+sees every update of theta.
 """
 
 import math
@@ -23,9 +23,9 @@ def leaves(tree: Tree) -> list[Array]:
 
 
 def flatten(tree: Tree) -> Array:
-    """The arrays of the tree laid end to end: shape (P,).
+    """The arrays of the tree, laid end to end, of shape (P,).
 
-    For gradients it gives dL/dtheta in theta's order.
+    A tree of gradients becomes dL/dtheta, in theta's order.
     """
     arrays = leaves(tree)
     return get_array_module(arrays[0]).concatenate([a.reshape(-1) for a in arrays])
@@ -60,7 +60,7 @@ def pack(tree: Tree) -> tuple[Array, Tree]:
 
 
 def map_leaves(function: Callable[[Array], Array], tree: Tree) -> Tree:
-    """The tree with function(array) in the place of each array."""
+    """The same tree, with function(array) for each array."""
     return {
         name: map_leaves(function, value) if isinstance(value, dict) else function(value)
         for name, value in tree.items()

@@ -1,19 +1,22 @@
-"""A U-Net for small images: out = net(x, level, label), with x and out of shape (B, H, W, C) and an
-optional class label.
+"""A U-Net for small images: out = net(x, level, label), with x and out of shape (B, H, W, C).
 
-    init(rng) -> params;    forward(params, x, level, label) -> out, cache;    backward(params, cache, grad_out) -> grad_x, grads
+    init(rng)                         -> params
+    forward(params, x, level, label)  -> out, cache
+    backward(params, cache, grad_out) -> grad_x, grads
 
-The U, from x to out. One pixel of the fine level holds 2 x 2 pixels of x. Every block is told e, an
-embedding of the level and the class.
+The U, from x to out. One pixel of the fine level holds 2 x 2 pixels of x. Every block is given e,
+an embedding of the noise level and the class; the class may be left out.
 
-    fine    (B, H/2, W/2, width)     first - encode_fine ------------------ skip ------------------- decode_fine - last
-                                                  |                                                       |
-    coarse  (B, H/4, W/4, 2 width)             shrink - encode_coarse ----- skip ----- decode_coarse - grow
-                                                              |                              |
-                                                              +---------- middle ------------+
+    fine     first - encode_fine ----------------- skip ----------------- decode_fine - last
+                          |                                                    |
+    coarse             shrink - encode_coarse ---- skip ---- decode_coarse - grow
+                                      |                            |
+                                      +--------- middle -----------+
 
-It is made of the pairs of `ops`, npdiff/nn/conv.py unless others are handed in. The cache remembers
-which.
+    fine (B, H/2, W/2, width), coarse (B, H/4, W/4, 2 width)
+
+The network is made of the pairs of `ops`: npdiff/nn/conv.py, unless `forward` is given others. The
+cache passes them on to `backward`.
 """
 
 import math
@@ -27,13 +30,12 @@ from npdiff.nn.conv import depth_to_space, space_to_depth
 from npdiff.nn.ops import Cache
 from npdiff.nn.params import Tree
 
-# Waves along level = log(noise / signal), from one that spans the whole range to one that tells levels of 1/4 apart.
+# Waves along level = log(noise / signal): the longest spans the whole range of levels, the shortest
+# tells apart levels that differ by 1/4.
 FREQUENCIES = 0.2 * 1.12 ** np.arange(32)
 GROUPS = 8  # of channels, in every group norm
 STRIDE = 4  # between pixels of x and those of the coarse level
-NO_CLASS = (
-    -1
-)  # the label of an image whose class the network is not told: the last row of the lookup table
+NO_CLASS = -1  # the label of "no class given"; it names the last row of the lookup table
 
 
 def init(
@@ -46,9 +48,9 @@ def init(
     """Float32 parameters for x of shape (B, H, W, channels): 448 thousand of them at width 32.
 
     Weights are drawn from N(0, 1 / inputs), class embeddings from N(0, 1). The last convolution of
-    each block starts at zero, and so does the network's last one: an untrained block adds nothing,
-    an untrained network puts out 0. `outputs` is the number of channels of the output; default
-    `channels`.
+    each block and that of the network start at zero: an untrained block adds nothing to its skip
+    connection, and the output of an untrained network is 0. `outputs` is the number of channels of
+    the output; default `channels`.
     """
     if width % GROUPS:
         raise ValueError(f"width must be a multiple of {GROUPS}, got {width}")
@@ -73,14 +75,17 @@ def init(
 
 
 def layer(rng: np.random.Generator, *shape: int, scale: float = 1.0) -> Tree:
-    """A linear layer, w (I, O), or a convolution, w (K, K, I, O): w of variance scale^2 / inputs, b
-    = 0."""
+    """A linear layer, w (I, O), or a convolution, w (K, K, I, O).
+
+    w has the variance scale^2 / inputs, and b is 0.
+    """
     deviation = np.float32(scale / math.sqrt(math.prod(shape[:-1])))
     w = deviation * rng.standard_normal(shape, dtype=np.float32)
     return {"w": w, "b": np.zeros(shape[-1], np.float32)}
 
 
 def norm(channels: int) -> Tree:
+    """A group norm: gain 1, bias 0."""
     return {"gain": np.ones(channels, np.float32), "bias": np.zeros(channels, np.float32)}
 
 
@@ -102,11 +107,10 @@ def block(rng: np.random.Generator, inputs: int, outputs: int, embedding: int) -
 def forward(
     params: Tree, x: Array, level: Array, label: np.ndarray | None = None, ops: Any = conv
 ) -> tuple[Array, Cache]:
-    """out of x's shape (B, H, W, C), for level = log(noise / signal) of shape (B,) and label of
-    shape (B,) on the host.
+    """out (B, H, W, C), from x (B, H, W, C), level = log(noise / signal), (B,), and label (B,).
 
-    Labels are 0..classes-1, or NO_CLASS; label=None stands for NO_CLASS throughout. ValueError
-    unless H and W are multiples of STRIDE.
+    label is an array of ints on the host: 0..classes-1, or NO_CLASS. label=None means NO_CLASS for
+    every image. ValueError unless H and W are multiples of STRIDE.
     """
     if x.shape[1] % STRIDE or x.shape[2] % STRIDE:
         raise ValueError(
@@ -117,7 +121,7 @@ def forward(
 
 
 def backward(params: Tree, cache: Cache, grad_out: Array) -> tuple[Array, Tree]:
-    """dL/dx of shape (B, H, W, C) and the gradients of the parameters, from grad_out = dL/d out."""
+    """dL/dx (B, H, W, C) and the gradients of the parameters, from grad_out = dL/d out."""
     grad_h, grads = fine_backward(params, cache, space_to_depth(grad_out))
     return depth_to_space(grad_h), grads
 
@@ -125,8 +129,10 @@ def backward(params: Tree, cache: Cache, grad_out: Array) -> tuple[Array, Tree]:
 def fine_forward(
     params: Tree, x: Array, level: Array, label: np.ndarray | None, ops: Any
 ) -> tuple[Array, Cache]:
-    """The U itself, on pixels of the fine level.  x (B, h, w, 4 C) -> out (B, h, w, 4 C), h and w
-    even."""
+    """The U itself, on pixels of the fine level.
+
+    x (B, h, w, 4 C), h and w even -> out (B, h, w, 4 C).
+    """
     xp = get_array_module(x)
     if label is None:
         label = np.full(len(x), NO_CLASS)
@@ -187,7 +193,10 @@ def halves(x: Array) -> tuple[Array, Array]:
 def embedding_forward(
     level: Array, label: np.ndarray, params: Tree, ops: Any
 ) -> tuple[Array, Cache]:
-    """e = silu(linear_2(silu(linear_1(waves of the level))) + table[label]).   level (B,), label (B,) -> e (B, E)."""
+    """e = silu(linear_2(silu(linear_1(waves of the level))) + table[label]).
+
+    level (B,), label (B,) -> e (B, E).
+    """
     waves = ops.level_waves(level, FREQUENCIES)  # (B, 64)
     h, linear_1 = ops.linear_forward(waves, **params["linear_1"])  # (B, E)
     h, silu_1 = ops.silu_forward(h)
@@ -198,7 +207,7 @@ def embedding_forward(
 
 
 def embedding_backward(grad_e: Array, cache: Cache, ops: Any) -> Tree:
-    """The gradients of the parameters. Nothing goes back to the level and the label."""
+    """The gradients of the parameters. The level and the label have none."""
     linear_1, silu_1, linear_2, lookup, silu_2 = cache
     grad_h, _ = ops.silu_backward(grad_e, silu_2)
     _, grad_lookup = ops.lookup_backward(grad_h, lookup)
@@ -209,10 +218,11 @@ def embedding_backward(grad_e: Array, cache: Cache, ops: Any) -> Tree:
 
 
 def block_forward(x: Array, e: Array, params: Tree, ops: Any) -> tuple[Array, Cache]:
-    """y = bypass(x) + conv_2(silu(scale_shift(norm_2(conv_1(silu(norm_1(x))))))),  [scale, shift] =
-    modulation(e).
+    """y = bypass(x) + conv_2(silu(scale_shift(norm_2(conv_1(silu(norm_1(x))))))).
 
-    bypass(x) is x unless the block changes the number of channels.   x (B, H, W, I), e (B, E) -> y (B, H, W, O).
+    [scale, shift] = modulation(e). bypass(x) is x unless the block changes the number of channels.
+
+    x (B, H, W, I), e (B, E) -> y (B, H, W, O).
     """
     h, norm_1 = ops.group_norm_forward(x, **params["norm_1"], groups=GROUPS)  # (B, H, W, I)
     h, silu_1 = ops.silu_forward(h)
@@ -230,7 +240,7 @@ def block_forward(x: Array, e: Array, params: Tree, ops: Any) -> tuple[Array, Ca
 
 
 def block_backward(grad_y: Array, cache: Cache, ops: Any) -> tuple[Array, Array, Tree]:
-    """dL/dx, dL/de and the gradients of the parameters: the lines of `block_forward`, reversed."""
+    """dL/dx, dL/de and the gradients of the parameters: `block_forward`, line by line reversed."""
     norm_1, silu_1, conv_1, norm_2, modulation, scale_shift, silu_2, conv_2, bypass = cache
     grads: Tree = dict.fromkeys(("norm_1", "conv_1", "modulation", "norm_2", "conv_2"))
     grad_x = grad_y

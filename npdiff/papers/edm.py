@@ -1,18 +1,22 @@
 """The design space of diffusion models. Karras et al. 2022, arXiv:2206.00364.
 
-What the paper proposed: levels, solver, scaling of the network and weight of the loss are separate choices, and it makes each of them by an
-argument. With them some 18 steps do for what took DDPM a thousand.
+What the paper proposed: the noise levels, the solver, the scaling of the network and the weight of
+the loss are separate choices, and each is derived from an argument of its own. With them some 18
+steps do what took DDPM a thousand.
 
-    levels            eq. (5)        sigma in equal steps of sigma^(1/7)
-    heun              Algorithm 1    a step along the ODE's slope, then a step along the mean of the slopes at both ends
-    precondition      table 1        c_skip, c_out, c_in, c_noise: D(x; sigma) = c_skip x + c_out net(c_in x, c_noise)
-    gradient, predictor              training with that, and the result as predict_eps
+    levels          eq. (5)        sigma in equal steps of sigma^(1/7)
+    heun            Algorithm 1    a step along the slope, then one along the mean of two slopes
+    precondition    table 1        c_skip, c_out, c_in, c_noise
+    Denoiser        eq. (7)        D(x; sigma) = c_skip x + c_out F(c_in x; c_noise), as a network
+    weighted_loss   eq. (8)        the objective, with lambda = 1 / c_out^2
+    predictor                      the trained network as predict_eps(x_t, t)
 
-| paper | here |
-|---|---|
-| sigma, s(t) | noise / signal, signal: here 1, so that x_t = x_0 + sigma eps |
-| D(x; sigma) | x_0_hat |
-| F(x; c_noise) | the network |
+    paper          here
+    -------------  -------------------------------------------------------------------
+    sigma, s(t)    noise / signal, signal (in the paper signal is 1)
+    x              x_t / signal, which is x_0 + sigma eps
+    D(x; sigma)    x_0_hat, the output of `Denoiser(net)`, a network with predict="x_0"
+    F(.; c_noise)  `net`
 """
 
 from collections.abc import Callable, Iterator
@@ -20,88 +24,161 @@ from typing import Any
 
 import numpy as np
 
+from npdiff import reverse
 from npdiff.backend import Array, get_array_module
-from npdiff.forward import Time, eps_from_x_0, q_sample, x_0_from_eps
+from npdiff.forward import x_0_from_eps
+from npdiff.loss import row_mean
 from npdiff.nn.ops import Cache
-from npdiff.nn.params import Tree, flatten
+from npdiff.nn.params import Tree
 from npdiff.sampler import Predictor, Step
-from npdiff.schedule import Schedule, coefficient
+from npdiff.schedule import Schedule, Time
 
 
-def levels(T: int = 18, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Schedule:
-    """sigma_t = (sigma_min^(1/rho) + (t - 1)/(T - 1) (sigma_max^(1/rho) - sigma_min^(1/rho)))^rho, t = 1..T, with signal 1.
+def levels(
+    T: int = 18, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
+) -> Schedule:
+    """sigma_t in equal steps of sigma^(1/rho), t = 1..T, with signal 1.
 
-    Eq. (5), Karras et al. 2022, arXiv:2206.00364, counted from the data. x_T is a draw from N(0, sigma_max^2 I), or a little wider.
+    sigma_t^(1/rho) = sigma_min^(1/rho) + (t - 1)/(T - 1) (sigma_max^(1/rho) - sigma_min^(1/rho))
+
+    Eq. (5), Karras et al. 2022, arXiv:2206.00364, counted from the data. x_T is a draw from
+    N(0, sigma_max^2 I), or from a slightly wider normal.
     """
     if not (T > 1 and 0 < sigma_min < sigma_max):
-        raise ValueError(f"needed: T > 1 and 0 < sigma_min < sigma_max, got {T}, {sigma_min}, {sigma_max}")
+        raise ValueError(
+            f"needed: T > 1 and 0 < sigma_min < sigma_max, got {T}, {sigma_min}, {sigma_max}"
+        )
     sigma = np.linspace(sigma_min ** (1 / rho), sigma_max ** (1 / rho), T) ** rho
     return Schedule(np.ones(T + 1), np.concatenate([[0.0], sigma]))
 
 
 def heun(predict_eps: Predictor, x_T: Array, schedule: Schedule) -> Iterator[Step]:
-    """Heun's method on the probability-flow ODE, dy = eps_hat dsigma for y = x / signal and sigma = noise / signal, on any schedule.
+    """Heun's method on the probability-flow ODE, of order 2 at two evaluations a step.
 
-    y' = y + h eps_hat(y, sigma);   y = y + h (eps_hat(y, sigma) + eps_hat(y', sigma')) / 2;   h = sigma' - sigma
-    The last step, to sigma' = 0, has the first line alone. Of order 2, at two evaluations a step. Algorithm 1, Karras et al. 2022.
+    For y = x / signal and sigma = noise / signal the ODE is dy = eps_hat dsigma, on any schedule:
+
+    y_euler = y + h eps_hat(y, sigma_t),                                   h = sigma_{t-1} - sigma_t
+    y_prev  = y + h/2 (eps_hat(y, sigma_t) + eps_hat(y_euler, sigma_{t-1}))
+
+    The last step, to sigma = 0, is the first line alone. Algorithm 1, Karras et al. 2022,
+    arXiv:2206.00364. ValueError where signal_t is 0.
     """
-    s, x_t = schedule, x_T
-    for t in range(s.T, 0, -1):
-        signal_t, signal_prev = float(s.signal[t]), float(s.signal[t - 1])
-        h = float(s.noise[t - 1] / s.signal[t - 1] - s.noise[t] / s.signal[t])
+    x_t = x_T
+    for t in range(schedule.T, 0, -1):
+        s = schedule.at(t, x_t)
         eps_hat = predict_eps(x_t, t)
-        x_prev = signal_prev * (x_t / signal_t + h * eps_hat)
+        x_0_hat = x_0_from_eps(x_t, t, eps_hat, schedule)
+        y = x_t / s.signal
+        h = s.noise_prev / s.signal_prev - s.noise / s.signal
+        x_prev = s.signal_prev * (y + h * eps_hat)
         if t > 1:
-            slope = (eps_hat + predict_eps(x_prev, t - 1)) / 2
-            x_prev = signal_prev * (x_t / signal_t + h * slope)
-        zeros = get_array_module(x_t).zeros_like(x_t)
-        yield Step(t, t - 1, x_t, eps_hat, x_0_from_eps(x_t, t, eps_hat, s), x_prev, 0.0, zeros, x_prev)
+            mean_eps_hat = (eps_hat + predict_eps(x_prev, t - 1)) / 2
+            x_prev = s.signal_prev * (y + h * mean_eps_hat)
+        yield Step(t, t - 1, x_t, eps_hat, x_0_hat, x_prev, 0.0, 0 * x_t, x_prev)
         x_t = x_prev
 
 
-def precondition(sigma: np.ndarray, sigma_data: float = 1.0) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """c_skip, c_out, c_in, c_noise. Table 1 and appendix B.6, Karras et al. 2022.
+def precondition(sigma: Array, sigma_data: float = 1.0) -> tuple[Array, Array, Array, Array]:
+    """c_skip, c_out, c_in and c_noise, each of sigma's shape.
 
-    Let x = x_0 + sigma eps, and x_0 of variance sigma_data^2.
-    c_in = 1 / sqrt(sigma^2 + sigma_data^2)                             so that the network's input has variance 1
-    c_out^2 = (1 - c_skip)^2 sigma_data^2 + c_skip^2 sigma^2            so that its target, (x_0 - c_skip x) / c_out, has variance 1
-    c_skip = sigma_data^2 / (sigma^2 + sigma_data^2)                    which makes c_out smallest: an error of the network counts least
-    c_out = sigma sigma_data / sqrt(sigma^2 + sigma_data^2)             at that c_skip
-    c_noise = log(sigma): what our networks are told. (The paper tells its own a quarter of it.)
+    For x = x_0 + sigma eps and x_0 of variance sigma_data^2:
+
+    c_in    = 1 / sqrt(sigma^2 + sigma_data^2)
+    c_skip  = sigma_data^2 / (sigma^2 + sigma_data^2)
+    c_out   = sigma sigma_data / sqrt(sigma^2 + sigma_data^2)
+    c_noise = log(sigma)
+
+    By c_in the network's input has variance 1. So has its target, (x_0 - c_skip x) / c_out, if
+    c_out^2 = (1 - c_skip)^2 sigma_data^2 + c_skip^2 sigma^2. Of all c_skip the one above makes
+    c_out smallest, by which D multiplies an error of the network. c_noise is the level, which our
+    networks are given; the paper's are given a quarter of it.
+    Table 1 and app. B.6, Karras et al. 2022, arXiv:2206.00364.
     """
     total = sigma**2 + sigma_data**2
-    return sigma_data**2 / total, sigma * sigma_data / np.sqrt(total), 1 / np.sqrt(total), np.log(sigma)
+    c_skip = sigma_data**2 / total
+    c_out = sigma * sigma_data / total**0.5
+    c_in = 1 / total**0.5
+    c_noise = get_array_module(sigma).log(sigma)
+    return c_skip, c_out, c_in, c_noise
 
 
-def denoise(
-    net: Any, params: Tree, x_t: Array, t: Time, schedule: Schedule, sigma_data: float, **inputs: Any
-) -> tuple[Array, Array, Cache]:
-    """D(x; sigma) = c_skip x + c_out net(c_in x, c_noise) for x = x_t / signal_t; also c_out, and the network's cache."""
-    x = x_t / coefficient(schedule.signal[t], x_t)
-    *scales, c_noise = precondition(schedule.noise[t] / schedule.signal[t], sigma_data)
-    c_skip, c_out, c_in = (coefficient(c, x_t) for c in scales)
-    c_noise = get_array_module(x_t).asarray(np.broadcast_to(c_noise, len(x_t)).astype(x_t.dtype))
-    out, cache = net.forward(params, c_in * x, c_noise, **inputs)
-    return c_skip * x + c_out * out, c_out, cache
+class Denoiser:
+    """D(x; sigma) = c_skip x + c_out net(c_in x, c_noise), a network that predicts x_0.
 
+    It has the init, forward and backward of a network, and is trained like any other:
 
-def gradient(
-    net: Any, params: Tree, x_0: Array, t: np.ndarray, eps: Array, schedule: Schedule, *_: str, sigma_data: float = 1.0, **inputs: Any
-) -> tuple[Array, Array]:
-    """In the place of train.gradient: the loss E[lambda |D(x; sigma) - x_0|^2] a dimension, lambda = 1 / c_out^2, and dL/dtheta.
+        state = train.start(net.init(rng), predict="x_0")
+        train.train(edm.Denoiser(net), state, ..., objective=edm.weighted_loss)
 
-    Eq. (8), Karras et al. 2022: seen from the network every level has the weight 1.
+    Eq. (7), Karras et al. 2022, arXiv:2206.00364.
+
+    Parameters
+    ----------
+    net : a module such as npdiff.nn.mlp, whose parameters these are
+    sigma_data : the standard deviation of a coordinate of x_0
     """
-    D, c_out, cache = denoise(net, params, q_sample(x_0, t, eps, schedule), t, schedule, sigma_data, **inputs)
-    error = (D - x_0) / c_out
-    _, grads = net.backward(params, cache, 2 / error.size * error)
-    return (error**2).mean(), flatten(grads)
+
+    def __init__(self, net: Any, sigma_data: float = 1.0) -> None:
+        self.net, self.sigma_data = net, sigma_data
+
+    def init(self, rng: np.random.Generator, **sizes: Any) -> Tree:
+        return self.net.init(rng, **sizes)
+
+    def forward(self, params: Tree, x: Array, level: Array, **inputs: Any) -> tuple[Array, Cache]:
+        """D of x's shape, for x = x_t / std as every network is given it, and level = log(sigma).
+
+        `inputs` are handed on to net.forward: label, ops. level must be finite.
+        """
+        sigma = get_array_module(level).exp(level).reshape(-1, *[1] * (x.ndim - 1))
+        std = (1 + sigma**2) ** 0.5  # of x_t / signal = x_0 + sigma eps
+        c_skip, c_out, c_in, _ = precondition(sigma, self.sigma_data)  # c_noise is the level
+        out, cache = self.net.forward(params, c_in * std * x, level, **inputs)
+        return c_skip * std * x + c_out * out, (std, c_skip, c_out, c_in, cache)
+
+    def backward(self, params: Tree, cache: Cache, grad_D: Array) -> tuple[Array, Tree]:
+        """dL/dx and the gradients of the parameters: the lines of `forward`, reversed."""
+        std, c_skip, c_out, c_in, cache = cache
+        grad_in, grads = self.net.backward(params, cache, c_out * grad_D)
+        return c_skip * std * grad_D + c_in * std * grad_in, grads
 
 
-def predictor(net: Any, params: Tree, schedule: Schedule, sigma_data: float = 1.0, **inputs: Any) -> Callable[[Array, Time], Array]:
-    """The preconditioned network as predict_eps(x_t, t), on any schedule."""
+def weighted_loss(
+    out: Array,
+    x_0: Array,
+    t: Time,
+    eps: Array,
+    schedule: Schedule,
+    predict: str = "x_0",
+    sigma_data: float = 1.0,
+) -> tuple[Array, Array]:
+    """lambda |D - x_0|^2 of each row, a coordinate, with lambda = 1 / c_out^2 and D = out.
 
-    def predict_eps(x_t: Array, t: Time) -> Array:
-        return eps_from_x_0(x_t, t, denoise(net, params, x_t, t, schedule, sigma_data, **inputs)[0], schedule)
+    Eq. (8), Karras et al. 2022, arXiv:2206.00364: this is |F - its target|^2, so the network inside
+    D sees a loss of weight 1 at every level.
 
-    return predict_eps
+    Returns
+    -------
+    loss : array of shape (B,)
+    grad_out : array of shape (B, ...), the gradient of each row's loss
+
+    Raises
+    ------
+    ValueError
+        Unless predict is "x_0", which is what a `Denoiser` predicts.
+    """
+    if predict != "x_0":
+        raise ValueError(f'a Denoiser predicts "x_0": train.start(..., predict="x_0"); {predict=}')
+    s = schedule.at(t, out)
+    _, c_out, _, _ = precondition(s.noise / s.signal, sigma_data)
+    error = (out - x_0) / c_out
+    return row_mean(error**2), 2 / error[0].size * error / c_out
+
+
+def predictor(
+    net: Any, params: Any, schedule: Schedule, sigma_data: float = 1.0, **inputs: Any
+) -> Callable[[Array, Time], Array]:
+    """The preconditioned network as predict_eps(x_t, t), on any schedule.
+
+    params : those of `net`, or the State that a `Denoiser(net, sigma_data)` was trained in
+    """
+    return reverse.predictor(Denoiser(net, sigma_data), params, schedule, "x_0", **inputs)

@@ -1,4 +1,5 @@
-"""The shape of the house: who imports whom, how long a function is, how much code there is, what an import costs."""
+"""The shape of the house: who imports whom, how long a function is, how much code there is, what an
+import costs."""
 
 import ast
 import subprocess
@@ -11,9 +12,14 @@ import pytest
 import npdiff
 
 ROOT = Path(npdiff.__file__).parent
-FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in sorted(ROOT.rglob("*.py")) if path.name != "__init__.py"}
+FILES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts): path
+    for path in sorted(ROOT.rglob("*.py"))
+    if path.name != "__init__.py"
+}
 
-# Each file of the core imports only files that stand before it here. A new file has to be given its place.
+# Each file of the core imports only files that stand before it here. A new file has to be given its
+# place.
 CORE = [
     "backend",
     "fuse",
@@ -69,13 +75,19 @@ def imports(path):
 
 def own_imports(name):
     """The files of the package that one of its files imports, by their names here."""
-    inside = {found.removeprefix("npdiff.") for found in imports(FILES[name]) if found.startswith("npdiff.")}
+    inside = {
+        found.removeprefix("npdiff.")
+        for found in imports(FILES[name])
+        if found.startswith("npdiff.")
+    }
     return inside & set(FILES)
 
 
 def functions(path):
     return [
-        node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+        node
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
     ]
 
 
@@ -92,21 +104,42 @@ def yields(function):
 def code_lines(path):
     """Lines that hold code: not blank, not a comment, not part of a docstring."""
     if path.suffix == ".cu":
-        return sum(1 for line in path.read_text(encoding="utf-8").splitlines() if line.strip() and not line.strip().startswith("//"))
+        return sum(
+            1
+            for line in path.read_text(encoding="utf-8").splitlines()
+            if line.strip() and not line.strip().startswith("//")
+        )
     tree = ast.parse(path.read_text(encoding="utf-8"))
     docstrings = set()
     for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node, clean=False) is not None:
+        if (
+            isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
+            and ast.get_docstring(node, clean=False) is not None
+        ):
             docstrings |= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
-    nothing = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING, tokenize.ENDMARKER)
+    nothing = (
+        tokenize.COMMENT,
+        tokenize.NL,
+        tokenize.NEWLINE,
+        tokenize.INDENT,
+        tokenize.DEDENT,
+        tokenize.ENCODING,
+        tokenize.ENDMARKER,
+    )
     with tokenize.open(path) as file:
-        tokens = [token for token in tokenize.generate_tokens(file.readline) if token.type not in nothing]
-    return len({line for token in tokens for line in range(token.start[0], token.end[0] + 1)} - docstrings)
+        tokens = [
+            token for token in tokenize.generate_tokens(file.readline) if token.type not in nothing
+        ]
+    return len(
+        {line for token in tokens for line in range(token.start[0], token.end[0] + 1)} - docstrings
+    )
 
 
 def python(*lines):
     """The output of a fresh interpreter."""
-    return subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True
+    ).stdout.strip()
 
 
 def test_every_file_of_the_core_has_its_place_in_the_order_of_dependence():
@@ -121,7 +154,11 @@ def test_the_core_imports_only_what_stands_before_it(name):
 
 @pytest.mark.parametrize("name", CORE)
 def test_the_core_needs_numpy_alone(name):
-    outside = {found.partition(".")[0] for found in imports(FILES[name])} - set(sys.stdlib_module_names) - {"npdiff"}
+    outside = (
+        {found.partition(".")[0] for found in imports(FILES[name])}
+        - set(sys.stdlib_module_names)
+        - {"npdiff"}
+    )
     assert outside <= THIRD_PARTY.get(name, {"numpy"})
 
 
@@ -158,11 +195,15 @@ def test_a_function_fits_on_one_screen(path):
 
 def test_a_paper_has_200_lines_at_most():
     for name, path in FILES.items():
-        assert room(name) != "papers" or len(path.read_text(encoding="utf-8").splitlines()) <= 200, name
+        assert (
+            room(name) != "papers" or len(path.read_text(encoding="utf-8").splitlines()) <= 200
+        ), name
 
 
 def test_the_package_stays_small():
-    by_file = {name: code_lines(path) for name, path in FILES.items()} | {path.name: code_lines(path) for path in ROOT.rglob("*.cu")}
+    by_file = {name: code_lines(path) for name, path in FILES.items()} | {
+        path.name: code_lines(path) for path in ROOT.rglob("*.cu")
+    }
     assert sum(by_file.values()) <= 2500, by_file
 
 
@@ -175,12 +216,22 @@ def test_lines_of_code_are_counted_without_blanks_comments_and_docstrings(tmp_pa
 
 
 def test_importing_the_core_imports_neither_cupy_nor_pillow_nor_torch():
-    loaded = python("import sys", "import npdiff", *(f"import npdiff.{name}" for name in IMPORTED), "print(*sys.modules)").split()
+    loaded = python(
+        "import sys",
+        "import npdiff",
+        *(f"import npdiff.{name}" for name in IMPORTED),
+        "print(*sys.modules)",
+    ).split()
     assert {f"npdiff.{name}" for name in IMPORTED} <= set(loaded)
     assert not {"cupy", "PIL", "torch", "scipy", "npdiff.kit", "npdiff.papers"} & set(loaded)
 
 
 def test_importing_the_core_costs_little_more_than_importing_numpy():
     # The best of three fresh interpreters, against a busy machine.
-    lines = ["import time, numpy", "start = time.perf_counter()", "import npdiff", *(f"import npdiff.{name}" for name in IMPORTED)]
+    lines = [
+        "import time, numpy",
+        "start = time.perf_counter()",
+        "import npdiff",
+        *(f"import npdiff.{name}" for name in IMPORTED),
+    ]
     assert min(float(python(*lines, "print(time.perf_counter() - start)")) for _ in range(3)) < 0.2
