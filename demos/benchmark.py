@@ -28,10 +28,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-
 from lab import cli, files
 from lab.digits_flags import cores
 from lab.errors import UserError
+
 from npdiff import fast, sampler, train
 from npdiff.backend import Array, select, to_numpy
 from npdiff.fast import numpy_ops

@@ -1,4 +1,4 @@
-"""Draw digits: train a class-conditional U-Net on MNIST, walk noise back to digits, and measure how good they are.
+"""Draw digits: train a class-conditional U-Net on MNIST, turn noise into digits, measure them.
 
     python demos/mnist.py --sample-only        draws at once, with the weights beside this file
     python demos/mnist.py --minutes 12         trains a network of your own
@@ -12,11 +12,12 @@ guidance is classifier-free (Ho & Salimans 2022, arXiv:2207.12598).
 import argparse
 import os
 
+# One thread for each product, since the engine shares the batch among processes.
 for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):
-    os.environ.setdefault(name, "1")  # the engine shares the batch among processes, not each product
+    os.environ.setdefault(name, "1")
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -34,26 +35,28 @@ from npdiff.papers import posterior
 from npdiff.reverse import predictor
 from npdiff.sampler import Predictor, ddim, ddpm
 from npdiff.schedule import Schedule, cosine
-from npdiff.train import start, train, update
+from npdiff.train import State, TrainStep, start, train, update
 
-HALVES = {"top": np.s_[:, :14], "bottom": np.s_[:, 14:]}  # of images (B, 28, 28, 1)
+HALVES: dict[str, Any] = {"top": np.s_[:, :14], "bottom": np.s_[:, 14:]}  # of images (B, 28, 28, 1)
 HALVES |= {"left": np.s_[:, :, :14], "right": np.s_[:, :, 14:]}
 SHIPPED_WEIGHTS = digits_flags.DEMOS / "mnist_weights.npz"
 EXAMPLES = """\
-  python demos/mnist.py --sample-only                             digits at once, with the shipped weights
-  python demos/mnist.py --sample-only --digits 37 --guidance 2    threes and sevens, more like their class
-  python demos/mnist.py --sample-only --inpaint left              draw the right half of test digits
-  python demos/mnist.py --minutes 12                              a network of your own
-  python demos/mnist.py --resume                                  continue a run that was stopped
-  python demos/mnist.py --backend cupy --minutes 5                on a GPU"""
+  python demos/mnist.py --sample-only                          draw with the shipped weights
+  python demos/mnist.py --sample-only --digits 37 --guidance 2 threes and sevens, more typical ones
+  python demos/mnist.py --sample-only --inpaint left           draw the right half of test digits
+  python demos/mnist.py --minutes 12                           a network of your own
+  python demos/mnist.py --resume                               continue a run that was stopped
+  python demos/mnist.py --backend cupy --minutes 5             on a GPU"""
 
 
 def main(args: argparse.Namespace) -> None:
     xp = select(args.backend)
     digits_flags.fill_preset(args, xp)
-    training_rng, sampling_rng, judging_rng = (np.random.default_rng([args.seed, i]) for i in range(3))
+    training_rng, sampling_rng, judging_rng = (
+        np.random.default_rng([args.seed, i]) for i in range(3)
+    )
 
-    # The data: digits scaled to [-1, 1]. Some labels are hidden, so the network learns to do without.
+    # The data: digits scaled to [-1, 1]. Some labels are hidden: the network learns to do without.
     digits = mnist.digits(args.data_dir, digits_flags.SHIPPED_DIGITS)
 
     def sample(n: int, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, Any]]:
@@ -69,27 +72,28 @@ def main(args: argparse.Namespace) -> None:
     # The network: npdiff/nn/unet.py. The engine runs the same network faster.
     params = map_leaves(xp.asarray, unet.init(training_rng, width=args.width))
     state = start(params, predict=args.predict)
-    net, forward_net, adam_step = unet, unet, update
+    net: Any = unet
+    forward_net, adam_step = net, update
     if not args.plain:
         net, forward_net, adam_step = fast.engine(unet, xp, args.threads)
     adam_step = partial(adam_step, lr=args.lr, hold=0.2, decay_2=0.99)
 
     # Training: Algorithm 1 of Ho et al. 2020, on the squared error of v.
+    def training(state: State, rng: np.random.Generator, steps: int) -> Iterator[TrainStep]:
+        return train(
+            net, state, sample, schedule, rng, steps, args.batch, l_target, update=adam_step
+        )
+
     if args.weights:
         digits_flags.load_weights(args.weights, state)
     elif args.resume or args.sample_only:
         checkpoint.load(args.checkpoint, state, training_rng)
-    if args.steps is None:  # as many steps as fit into the minutes, from a trial that leaves no trace
+    if args.steps is None:  # as many as fit into the minutes, by a trial that leaves no trace
         trial_state, trial_rng = start(state.params, args.predict), copy.deepcopy(training_rng)
-        trial = train(
-            net, trial_state, sample, schedule, trial_rng, 10**9, args.batch, l_target, update=adam_step
-        )
-        args.steps = budget.steps_in(args.minutes, trial)
+        args.steps = budget.steps_in(args.minutes, training(trial_state, trial_rng, 10**9))
         report.say_steps(args.steps)
     if not args.sample_only:
-        steps = train(
-            net, state, sample, schedule, training_rng, args.steps, args.batch, l_target, update=adam_step
-        )
+        steps = training(state, training_rng, args.steps)
         steps = checkpoint.keep(steps, args.checkpoint, state, training_rng, args.settings)
         for _ in progress.training(steps, state.step, args.steps, args.batch, unit="images"):
             pass  # step, x_0, t, eps, losses, loss, grad: a breakpoint here sees them all
@@ -101,7 +105,9 @@ def main(args: argparse.Namespace) -> None:
     if args.inpaint:
         predict = partial(predictor, forward_net, state, schedule, guidance=args.guidance)
         return inpaint(args, digits, report, predict, schedule, sampling_rng, xp)
-    label = digit_metrics.labels_in_proportion(digits.train_label, args.samples, map(int, args.digits))
+    label = digit_metrics.labels_in_proportion(
+        digits.train_label, args.samples, map(int, args.digits)
+    )
     predict_eps = predictor(forward_net, state, schedule, guidance=args.guidance, label=label)
     x_T = standard_normal(sampling_rng, (args.samples, 28, 28, 1), like=state.theta)
     if args.sampler == "ddpm":
@@ -144,9 +150,8 @@ def inpaint(
     predict_eps = predict(label=np.tile(label, draws))
     x_T = standard_normal(rng, known.shape, like=known)
     steps = posterior.inpaint(predict_eps, x_T, schedule, rng, known, xp.asarray(mask))
-    for step in progress.sampling(steps, len(known), unit="digits"):
-        pass
-    report.write_inpainted(x_0, mask, step.x_prev, np.tile(label, draws))
+    *_, last = progress.sampling(steps, len(known), unit="digits")
+    report.write_inpainted(x_0, mask, last.x_prev, np.tile(label, draws))
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -154,7 +159,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     digits_flags.add_class_flags(flags)
     text = "what the network predicts: eps or v; default v"
     flags.add_argument("--predict", type=cli.one_of("eps", "v"), help=text)
-    text = "draw the other half of test digits of which this half is known: left, right, top, bottom"
+    text = "draw the other half of test digits; known is the left, right, top or bottom half"
     flags.add_argument("--inpaint", type=cli.one_of(*HALVES), metavar="HALF", help=text)
     return digits_flags.parse(flags, digits_flags.DEFAULTS, SHIPPED_WEIGHTS, argv)
 

@@ -1,4 +1,4 @@
-"""Train on MNIST for the likelihood: a U-Net that learns the variance of each step, and its bound in bits a pixel.
+"""Train on MNIST for the likelihood, learning the variance too; the bound in bits a pixel.
 
     python demos/mnist_bound.py --sample-only      the bound of the weights beside this file
     python demos/mnist_bound.py --minutes 60       trains a network of your own
@@ -13,12 +13,13 @@ the last bits of a pixel are decided.
 import argparse
 import os
 
+# One thread for each product, since the engine shares the batch among processes.
 for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):
-    os.environ.setdefault(name, "1")  # the engine shares the batch among processes, not each product
+    os.environ.setdefault(name, "1")
 
 import copy
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
 
 import numpy as np
 
@@ -32,7 +33,7 @@ from npdiff.nn.params import map_leaves
 from npdiff.papers import improved_ddpm, vdm
 from npdiff.sampler import ddim, ddpm
 from npdiff.schedule import uniform_log_snr
-from npdiff.train import start, train, update
+from npdiff.train import State, TrainStep, start, train, update
 
 DEFAULTS = {
     **digits_flags.DEFAULTS,
@@ -48,7 +49,9 @@ EXAMPLES = """\
 def main(args: argparse.Namespace) -> None:
     xp = select(args.backend)
     digits_flags.fill_preset(args, xp)
-    training_rng, sampling_rng, judging_rng = (np.random.default_rng([args.seed, i]) for i in range(3))
+    training_rng, sampling_rng, judging_rng = (
+        np.random.default_rng([args.seed, i]) for i in range(3)
+    )
 
     # The data: digits scaled to [-1, 1]. The network is not told their class.
     digits = mnist.digits(args.data_dir, digits_flags.SHIPPED_DIGITS)
@@ -63,41 +66,41 @@ def main(args: argparse.Namespace) -> None:
     # The network: npdiff/papers/vdm.py, [guess, o] for v and the variance of each pixel.
     params = map_leaves(xp.asarray, vdm.init(training_rng, width=args.width))
     state = start(params, predict=args.predict)
-    net, forward_net, adam_step = vdm, vdm, update
+    net: Any = vdm
+    forward_net, adam_step = net, update
     if not args.plain:
         net, forward_net, adam_step = fast.engine(vdm, xp, args.threads)
     adam_step = partial(adam_step, lr=args.lr, hold=0.2, decay_2=0.99)
 
-    # The objective: L_vlb. t is drawn where its terms are large, and weighted for that.
+    # Training: Algorithm 1 of Ho et al. 2020, on L_vlb. The sampler of t learns from the losses: it
+    # draws t where the terms are large, and weights them for that.
     objective = partial(improved_ddpm.vlb_objective, discretised=True)
     importance = improved_ddpm.ImportanceSampler(args.T)
 
-    # Training: Algorithm 1 of Ho et al. 2020.
+    def training(
+        state: State, rng: np.random.Generator, steps: int, draw_t: Callable
+    ) -> Iterator[TrainStep]:
+        return train(
+            net, state, sample, schedule, rng, steps, args.batch, objective, draw_t, adam_step
+        )
+
     if args.weights:
         digits_flags.load_weights(args.weights, state)
     elif args.resume or args.sample_only:
         checkpoint.load(args.checkpoint, state, training_rng, importance.last)
-    if args.steps is None:  # as many steps as fit into the minutes, from a trial that leaves no trace
+    if args.steps is None:  # as many as fit into the minutes, by a trial that leaves no trace
         trial_state, trial_rng = start(state.params, args.predict), copy.deepcopy(training_rng)
         as_later = improved_ddpm.ImportanceSampler(args.T)
-        as_later.last[1:] = 1 / np.arange(1, args.T + 1)[:, None]  # t = 1 is drawn often, and costly
-        trial = train(
-            *(net, trial_state, sample, schedule, trial_rng, 10**9, args.batch),
-            objective=objective,
-            draw_t=as_later.draw,
-            update=adam_step,
-        )
+        as_later.last[1:] = 1 / np.arange(1, args.T + 1)[:, None]  # t = 1 comes often, and is slow
+        trial = training(trial_state, trial_rng, 10**9, as_later.draw)
         args.steps = budget.steps_in(args.minutes, trial)
         report.say_steps(args.steps)
     if not args.sample_only:
-        steps = train(
-            *(net, state, sample, schedule, training_rng, args.steps, args.batch),
-            objective=objective,
-            draw_t=importance.draw,
-            update=adam_step,
-        )
+        steps = training(state, training_rng, args.steps, importance.draw)
         more = importance.last  # the checkpoint keeps it too
-        steps = checkpoint.keep(steps, args.checkpoint, state, training_rng, args.settings, more=more)
+        steps = checkpoint.keep(
+            steps, args.checkpoint, state, training_rng, args.settings, more=more
+        )
         for step in progress.training(steps, state.step, args.steps, args.batch, unit="images"):
             importance.learn(step.t, to_numpy(step.losses))
     if args.weights is None:

@@ -1,7 +1,8 @@
-"""Draw digits with a noise-conditional score network: learn the score on a ladder of noise levels, draw by Langevin dynamics.
+"""Draw digits with a noise-conditional score network, by Langevin dynamics.
 
     python demos/mnist_ncsn.py --minutes 12        trains a network and draws with it
 
+The network learns the score of the data on a ladder of noise levels; the dynamics walk it down.
 Song & Ermon 2019, arXiv:1907.05600: see npdiff/papers/ncsn.py. The ladder and the step follow the
 rules of Song & Ermon 2020, arXiv:2006.09011. With --sampler ddim the same network draws by jumps
 down the ladder, in the place of dynamics on each of its levels.
@@ -10,10 +11,12 @@ down the ladder, in the place of dynamics on each of its levels.
 import argparse
 import os
 
+# One thread for each product, since the engine shares the batch among processes.
 for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):
-    os.environ.setdefault(name, "1")  # the engine shares the batch among processes, not each product
+    os.environ.setdefault(name, "1")
 
 import copy
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -29,7 +32,7 @@ from npdiff.nn.params import map_leaves
 from npdiff.papers import ncsn
 from npdiff.reverse import predictor
 from npdiff.sampler import ddim, ddpm
-from npdiff.train import start, train, update
+from npdiff.train import State, TrainStep, start, train, update
 
 # The ladder. sigma_1 is the largest distance between two digits. The ratio of 100 levels, 1.08, is
 # that at which half of a level's shell in 784 dimensions lies in the next's. sigma_L is 2019's 0.01
@@ -50,9 +53,11 @@ EXAMPLES = """\
 def main(args: argparse.Namespace) -> None:
     xp = select(args.backend)
     digits_flags.fill_preset(args, xp)
-    training_rng, sampling_rng, judging_rng = (np.random.default_rng([args.seed, i]) for i in range(3))
+    training_rng, sampling_rng, judging_rng = (
+        np.random.default_rng([args.seed, i]) for i in range(3)
+    )
 
-    # The data: digits scaled to [-1, 1]. Some labels are hidden, so the network learns to do without.
+    # The data: digits scaled to [-1, 1]. Some labels are hidden: the network learns to do without.
     digits = mnist.digits(args.data_dir, digits_flags.SHIPPED_DIGITS)
 
     def sample(n: int, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, Any]]:
@@ -68,59 +73,58 @@ def main(args: argparse.Namespace) -> None:
     # The network: sigma times the score, from the U-Net and a skip connection for x.
     params = map_leaves(xp.asarray, ncsn.init(training_rng, width=args.width))
     state = start(params, predict="score")
-    net, forward_net, adam_step = ncsn, ncsn, update
+    net: Any = ncsn
+    forward_net, adam_step = net, update
     if not args.plain:
         net, forward_net, adam_step = fast.engine(ncsn, xp, args.threads)
     adam_step = partial(adam_step, lr=args.lr, hold=0.2, decay_2=0.99)
 
     # Training: denoising score matching.
+    def training(state: State, rng: np.random.Generator, steps: int) -> Iterator[TrainStep]:
+        return train(
+            net, state, sample, schedule, rng, steps, args.batch, ncsn.dsm, update=adam_step
+        )
+
     if args.weights:
         digits_flags.load_weights(args.weights, state)
     elif args.resume or args.sample_only:
         checkpoint.load(args.checkpoint, state, training_rng)
-    if args.steps is None:  # as many steps as fit into the minutes, from a trial that leaves no trace
+    if args.steps is None:  # as many as fit into the minutes, by a trial that leaves no trace
         trial_state, trial_rng = start(state.params, "score"), copy.deepcopy(training_rng)
-        trial = train(
-            net, trial_state, sample, schedule, trial_rng, 10**9, args.batch, ncsn.dsm, update=adam_step
-        )
-        args.steps = budget.steps_in(args.minutes, trial)
+        args.steps = budget.steps_in(args.minutes, training(trial_state, trial_rng, 10**9))
         report.say_steps(args.steps)
     if not args.sample_only:
-        steps = train(
-            net, state, sample, schedule, training_rng, args.steps, args.batch, ncsn.dsm, update=adam_step
-        )
+        steps = training(state, training_rng, args.steps)
         steps = checkpoint.keep(steps, args.checkpoint, state, training_rng, args.settings)
         for _ in progress.training(steps, state.step, args.steps, args.batch, unit="images"):
-            pass
+            pass  # step, x_0, t, eps, losses, loss, grad: a breakpoint here sees them all
     if args.weights is None:
         cli.say_trained(report.metrics, state.step, args.steps)
 
     # The reverse process: Langevin dynamics on each level of the ladder, and a last denoising.
     forward_net = InPieces(forward_net)
-    label = digit_metrics.labels_in_proportion(digits.train_label, args.samples, map(int, args.digits))
+    label = digit_metrics.labels_in_proportion(
+        digits.train_label, args.samples, map(int, args.digits)
+    )
     predict_eps = predictor(forward_net, state, schedule, guidance=args.guidance, label=label)
     z = standard_normal(sampling_rng, (args.samples, 28, 28, 1), like=state.theta)
     x_T = float(schedule.std[-1]) * z
-    report.see(schedule.T, x_T)
     if args.sampler == "langevin":
         score = ncsn.score_of(forward_net, state, schedule, guidance=args.guidance, label=label)
         epsilon, steps_a_level = LANGEVIN_STEP * SIGMA_L**2, args.sampling_steps
-        dynamics = ncsn.denoised_langevin(score, x_T, schedule, sampling_rng, epsilon, steps_a_level)
-        evaluations = schedule.T * steps_a_level + 1
-        for step in progress.counted(dynamics, evaluations, f"sampling {args.samples:,} digits"):
-            report.see(step.t, step.x_next)
-        x_0 = step.x_next
+        reverse_process = ncsn.denoised_langevin(
+            score, x_T, schedule, sampling_rng, epsilon, steps_a_level
+        )
+    elif args.sampler == "ddpm":
+        reverse_process = ddpm(predict_eps, x_T, schedule, sampling_rng)
     else:
-        jumps = ddim(predict_eps, x_T, schedule, args.sampling_steps)
-        if args.sampler == "ddpm":
-            jumps = ddpm(predict_eps, x_T, schedule, sampling_rng)
-        for jump in progress.sampling(jumps, args.samples, unit="digits"):
-            report.see(jump.t_prev, jump.x_prev)
-        x_0 = jump.x_prev
-    report.see(0, x_0)
+        reverse_process = ddim(predict_eps, x_T, schedule, args.sampling_steps)
+    report.see(schedule.T, x_T)
+    for step in progress.sampling(reverse_process, args.samples, unit="digits"):
+        report.see(step.t_prev, step.x_prev)
 
     # How good they are.
-    report.keep_samples(x_0, label)
+    report.keep_samples(step.x_prev, label)
     report.keep_weights(state)
     report.judge_losses(lambda label: predictor(forward_net, state, schedule, label=label))
     report.judge_samples()
@@ -132,7 +136,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     digits_flags.add_class_flags(flags)
     args = digits_flags.parse(flags, DEFAULTS, shipped=None, argv=argv)
     if args.likelihood:
-        raise UserError("--likelihood: Langevin dynamics have none; see mnist.py and mnist_bound.py")
+        raise UserError(
+            "--likelihood: Langevin dynamics have none; see mnist.py and mnist_bound.py"
+        )
     if args.sampler == "langevin":
         args.sampling_steps = args.sampling_steps or LANGEVIN_STEPS
     return args

@@ -5,7 +5,11 @@ seed. With the environment variable CI set every run draws the same examples.
 """
 
 import os
+import sys
 import warnings
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +17,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from npdiff.backend import BackendError, select
-from npdiff.nn import mlp
+from npdiff.nn import conv, mlp, ops
 from npdiff.nn.params import pack
 from npdiff.schedule import Schedule, cosine, linear, variance_preserving
 
@@ -108,9 +112,52 @@ def sign_turned(params: dict) -> dict:
     return {**params, "last": {name: -leaf for name, leaf in params["last"].items()}}
 
 
+class RecordedOps:
+    """The ops of a module, each recorded by name in `calls` when it is called.
+
+    `strays` runs a function and returns its result, and the names of those ops of npdiff.nn that it
+    entered by another way than through this object.
+    """
+
+    def __init__(self, module: Any) -> None:
+        self.module, self.calls, self.depth = module, [], 0
+
+    def __getattr__(self, name: str) -> Callable:
+        op = getattr(self.module, name)
+
+        def recorded(*args: Any, **kwargs: Any) -> Any:
+            self.calls.append(name)
+            self.depth += 1
+            try:
+                return op(*args, **kwargs)
+            finally:
+                self.depth -= 1
+
+        return recorded
+
+    def strays(self, f: Callable, *args: Any) -> tuple[Any, list[str]]:
+        plain = {
+            op.__code__: name
+            for module in (ops, conv)
+            for name, op in vars(module).items()
+            if name.endswith(("_forward", "_backward", "_waves"))
+        }
+        found = []
+
+        def look(frame: FrameType, event: str, arg: Any) -> None:
+            if event == "call" and frame.f_code in plain and not self.depth:
+                found.append(plain[frame.f_code])
+
+        sys.setprofile(look)
+        try:
+            result = f(*args)
+        finally:
+            sys.setprofile(None)
+        return result, found
+
+
 def cupy_or_skip():
-    """CuPy, for a module of tests that need it; without a GPU that it can use the module is
-    skipped."""
+    """CuPy, for a module of tests that needs it; the module is skipped where there is no GPU."""
     with warnings.catch_warnings():
         # Of a kernel's compiler, not of the package.
         warnings.simplefilter("ignore", ResourceWarning)

@@ -1,8 +1,8 @@
-"""An array for the tests that lives on the host and obeys the rules of CuPy 14, or stricter ones
-where CuPy is silently wrong.
+"""An array on the host that obeys the rules of CuPy 14, or stricter ones where CuPy errs silently.
 
     x = asarray(numpy_array)          an explicit move, counted in counts["copy"]
-    x.get(), float(x), if x: ...      a wait for the device, counted in counts["sync"], an error inside `with no_sync():`
+    x.get(), float(x), if x: ...      a wait for the device, counted in counts["sync"]; it is an
+                                      error inside `with no_sync():`
 
 Refused with a TypeError: a NumPy array or scalar beside a strict one, conversion without .get(),
 float32 beside float64, a float64 that nobody asked for, every function, method and keyword that is
@@ -31,9 +31,12 @@ def _table(keywords_of: dict[str, str]) -> dict[str, list[str]]:
 # you need and CuPy has.
 FUNCTIONS = _table(
     {
-        "exp log log1p expm1 sqrt square sin cos tanh abs sign isfinite minimum maximum matmul add.at": "",
-        "clip where einsum broadcast_to ascontiguousarray moveaxis swapaxes expand_dims": "",
+        "exp log log1p expm1 sqrt square sin cos tanh abs sign isfinite minimum maximum": "",
+        "matmul add.at clip where broadcast_to ascontiguousarray moveaxis swapaxes expand_dims": "",
         "zeros ones empty full arange zeros_like ones_like empty_like full_like asarray": "dtype",
+        "eye": "dtype",
+        "einsum": "optimize",
+        "tensordot": "axes",
         "concatenate stack repeat take argmax": "axis",
         "sum mean max min": "axis keepdims",
         "pad": "mode constant_values",
@@ -75,7 +78,8 @@ def _wait(cause: str) -> None:
 
 class StrictArray:
     __slots__ = ("_a",)
-    __array_ufunc__ = None  # so NumPy's arrays and scalars leave operators to this class, and its functions refuse it
+    # So NumPy's arrays and scalars leave operators to this class, and NumPy's functions refuse it.
+    __array_ufunc__ = None
     __hash__ = None  # type: ignore[assignment]
 
     def __init__(self, a: np.ndarray) -> None:
@@ -157,7 +161,8 @@ class StrictArray:
                 and len(np.unique(i % self._a.shape[0])) < i.size
             ):
                 raise ValueError(
-                    "an entry is named twice: which of the writes stays is left to chance on a GPU; use add.at"
+                    "an entry is named twice: which of the writes stays is left to chance on a "
+                    "GPU; use add.at"
                 )
         _call(operator.setitem, self, index, value)
 
@@ -220,14 +225,17 @@ def _open(value: Any) -> Any:
         return type(value)(int(v) if isinstance(v, np.integer) else _open(v) for v in value)
     if isinstance(value, (np.ndarray, np.generic)):
         raise TypeError(
-            f"unsupported type {type(value).__name__} beside a strict array: move it, or make it a Python number"
+            f"unsupported type {type(value).__name__} beside a strict array: move it, or make it a "
+            "Python number"
         )
     return value
 
 
 def _open_index(index: Any) -> tuple:
-    """The index as a tuple with an ellipsis, so that NumPy answers with a view even where it names
-    every axis."""
+    """The index as a tuple with an ellipsis.
+
+    So NumPy answers with a view even where the index names every axis.
+    """
     parts = index if isinstance(index, tuple) else (index,)
     if any(isinstance(i, (np.ndarray, list)) for i in parts):
         raise TypeError("an index array must be moved to the device explicitly")
@@ -255,7 +263,8 @@ def _check_keywords(name: str, kwargs: dict, allowed: list[str]) -> None:
     for keyword in kwargs:
         if keyword not in allowed:
             raise TypeError(
-                f"{name}() got an unexpected keyword argument {keyword!r}: see tests/strict_array.py"
+                f"{name}() got an unexpected keyword argument {keyword!r}: "
+                "see tests/strict_array.py"
             )
 
 

@@ -3,11 +3,11 @@ from functools import partial
 import numpy as np
 import pytest
 import strict_array
-from conftest import EPS, EPS_32, dtypes, normal_values, seeds
+from conftest import EPS, EPS_32, dtypes, seeds
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from npdiff.kit.gradcheck import check_pair, directional_error
+from npdiff.gradcheck import check_pair, directional_error
 from npdiff.nn import conv
 
 # A difference along a direction of length 1 with h = 1e-5 has an error of order h^2 times the third
@@ -17,7 +17,7 @@ GRADIENT = 1e-5
 
 sizes = st.integers(1, 6)
 channels = st.integers(1, 5)
-kernels = st.sampled_from([1, 3])
+kernels = st.sampled_from([1, 3, 5])
 strides = st.sampled_from([1, 2])
 
 
@@ -26,13 +26,10 @@ def images(
     draw, multiple: int = 1, channel_multiple: int = 1, max_batch: int = 3
 ) -> tuple[tuple[int, int, int, int], np.random.Generator]:
     """A shape (B, H, W, C), and a generator of values."""
+    batch = draw(st.integers(1, max_batch))
     height, width = (multiple * draw(sizes) for _ in range(2))
-    return (
-        draw(st.integers(1, max_batch)),
-        height,
-        width,
-        channel_multiple * draw(channels),
-    ), np.random.default_rng(draw(seeds))
+    shape = (batch, height, width, channel_multiple * draw(channels))
+    return shape, np.random.default_rng(draw(seeds))
 
 
 def naive_conv2d(x, w, b, stride):
@@ -41,7 +38,7 @@ def naive_conv2d(x, w, b, stride):
     height, width = x.shape[1:3]
     y = np.zeros((len(x), -(-height // stride), -(-width // stride), w.shape[3])) + b
     for i, j in np.ndindex(y.shape[1:3]):
-        for k, l in np.ndindex(kernel, kernel):  # noqa: E741
+        for k, l in np.ndindex(kernel, kernel):
             row, column = stride * i + k - pad, stride * j + l - pad
             if 0 <= row < height and 0 <= column < width:
                 y[:, i, j] += x[:, row, column] @ w[k, l]
@@ -80,8 +77,7 @@ def test_conv2d_gradients(image, outputs, kernel, stride):
 
 @given(images(), channels, kernels, strides)
 def test_conv2d_backward_is_the_adjoint(image, outputs, kernel, stride):
-    """<conv(x), y> = <x, conv^T(y)>, and the same product is <w, grad_w>: a convolution is linear
-    in x and in w."""
+    """<conv(x), y> = <x, conv^T(y)> = <w, grad_w>: a convolution is linear in x and in w."""
     shape, rng = image
     x, w = rng.standard_normal(shape), rng.standard_normal((kernel, kernel, shape[3], outputs))
     y, cache = conv.conv2d_forward(x, w, np.zeros(outputs), stride)
@@ -95,9 +91,49 @@ def test_conv2d_backward_is_the_adjoint(image, outputs, kernel, stride):
     assert abs((y * grad_y).sum() - (w * grads["w"]).sum()) <= rounding
 
 
-def test_a_pointwise_convolution_copies_nothing():
-    x = normal_values(0, 2, 4, 4, 3)
-    assert np.shares_memory(conv.columns(x, 1), x)
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kernel", [1, 3, 5])
+@pytest.mark.parametrize("size", [(5, 7), (6, 4), (1, 1), (2, 3)])
+def test_conv2d_and_its_gradients_are_sums_over_pixels_and_taps(size, kernel, stride):
+    """Both passes, tap by tap and pixel by pixel; images of odd size, even, or smaller than w."""
+    rng = np.random.default_rng(0)
+    x, b = rng.standard_normal((2, *size, 3)), rng.standard_normal(2)
+    w = rng.standard_normal((kernel, kernel, 3, 2))
+    y, cache = conv.conv2d_forward(x, w, b, stride)
+    np.testing.assert_allclose(y, naive_conv2d(x, w, b, stride), rtol=0, atol=1000 * EPS)
+    assert y.shape == (2, -(-size[0] // stride), -(-size[1] // stride), 2)
+    grad_y = rng.standard_normal(y.shape)
+    grad_x, grad_w = np.zeros_like(x), np.zeros_like(w)
+    for n, i, j, k, l in np.ndindex(*y.shape[:3], kernel, kernel):
+        row, column = stride * i + k - kernel // 2, stride * j + l - kernel // 2
+        if 0 <= row < size[0] and 0 <= column < size[1]:
+            grad_x[n, row, column] += w[k, l] @ grad_y[n, i, j]
+            grad_w[k, l] += np.outer(x[n, row, column], grad_y[n, i, j])
+    result, grads = conv.conv2d_backward(grad_y, cache)
+    # Sums of at most 140 products of numbers below 5, each rounded to EPS.
+    np.testing.assert_allclose(result, grad_x, rtol=0, atol=1000 * EPS)
+    np.testing.assert_allclose(grads["w"], grad_w, rtol=0, atol=1000 * EPS)
+    np.testing.assert_allclose(grads["b"], grad_y.sum(axis=(0, 1, 2)), rtol=0, atol=1000 * EPS)
+
+
+@given(images(channel_multiple=2), st.sampled_from([1, 2]), st.floats(1e-8, 1.0))
+def test_group_norm_is_its_formula(image, channels_a_group, tiny):
+    shape, rng = image
+    x, (gain, bias) = rng.standard_normal(shape), rng.standard_normal((2, shape[3]))
+    groups = shape[3] // channels_a_group
+    y, _ = conv.group_norm_forward(x, gain, bias, groups, tiny)
+    for n, g in np.ndindex(shape[0], groups):
+        of_group = slice(g * channels_a_group, (g + 1) * channels_a_group)
+        block = x[n, :, :, of_group]
+        mean = block.sum() / block.size
+        var = ((block - mean) ** 2).sum() / block.size
+        expected = gain[of_group] * (block - mean) / np.sqrt(var + tiny) + bias[of_group]
+        # The rounding of x - mean, of size EPS times x, is divided by sqrt(var + tiny).
+        rounding = 64 * EPS * (1 + np.abs(block).max()) / np.sqrt(var + tiny)
+        scale = 1 + np.abs(gain).max() + np.abs(bias).max()
+        np.testing.assert_allclose(
+            y[n, :, :, of_group], expected, rtol=0, atol=scale * rounding + 8 * EPS
+        )
 
 
 @given(
@@ -111,8 +147,8 @@ def test_group_norm_gradients(image, grouping):
         rng.standard_normal(shape[3]),
         rng.standard_normal(shape[3]),
     )
-    # A group may be a single number, whose gradient eps alone decides.
-    forward = partial(conv.group_norm_forward, groups=groups, eps=0.1)
+    # A group may be a single number, whose gradient `tiny` alone decides.
+    forward = partial(conv.group_norm_forward, groups=groups, tiny=0.1)
     y, cache = forward(x, gain, bias)
     # The number is its own mean: y is the bias, and no slope is left to compare.
     if shape[1] * shape[2] * shape[3] // groups == 1:
@@ -129,7 +165,7 @@ def test_group_norm_standardises_each_group(image, offset, scale, dtype):
         dtype
     )
     y, _ = conv.group_norm_forward(
-        x, np.ones(n_channels, dtype), np.zeros(n_channels, dtype), groups=4, eps=0.0
+        x, np.ones(n_channels, dtype), np.zeros(n_channels, dtype), groups=4, tiny=0.0
     )
     groups = y.astype(np.float64).reshape(batch, -1, 4, n_channels // 4)
     # The mean is found again after the offset is gone, so only a few roundings of y itself, of size
@@ -145,8 +181,10 @@ def test_group_norm_standardises_each_group(image, offset, scale, dtype):
 @given(images(channel_multiple=2), st.floats(-1e30, 1e30), dtypes)
 @example(((2, 6, 5, 4), np.random.default_rng(0)), 1e8 / 3, np.float32)
 def test_group_norm_of_a_constant_is_the_bias(image, constant, dtype):
-    """Its variance is exactly 0: what rounding leaves in the first mean is a multiple of the last
-    digit of x, which the second finds."""
+    """Its variance is exactly 0.
+
+    What rounding leaves of the mean is a multiple of the last digit of x; a second mean finds it.
+    """
     shape, rng = image
     gain, bias = (
         rng.standard_normal(shape[3]).astype(dtype),
@@ -161,8 +199,7 @@ def test_group_norm_of_a_constant_is_the_bias(image, constant, dtype):
 
 @given(images(channel_multiple=2), st.floats(-1e6, 1e6))
 def test_group_norm_forgets_a_large_offset(image, offset):
-    """x + offset normalises to what x does, up to the digits that x lost when the offset was
-    added."""
+    """x + offset becomes what x does, up to the digits that x lost when the offset was added."""
     (batch, height, width, n_channels), rng = image
     x = np.float32(offset) + rng.standard_normal(
         (batch, height + 1, width + 1, n_channels), dtype=np.float32
@@ -256,9 +293,17 @@ def test_lookup_gradient_adds_up_equal_labels(batch, rows, seed):
         )
 
 
-@pytest.mark.parametrize("label", [[-1], [3], [0.0], [[0]]])
+def test_label_minus_1_is_the_last_row_and_its_gradient_goes_there():
+    table = np.random.default_rng(0).standard_normal((4, 3))
+    y, cache = conv.lookup_forward(np.array([-1, 3, 0]), table)
+    np.testing.assert_array_equal(y, table[[3, 3, 0]])
+    _, grads = conv.lookup_backward(np.ones((3, 3)), cache)
+    np.testing.assert_array_equal(grads["table"], [[1] * 3, [0] * 3, [0] * 3, [2] * 3])
+
+
+@pytest.mark.parametrize("label", [[-2], [3], [0.0], [[0]], [True]])
 def test_lookup_refuses_labels_that_name_no_row(label):
-    with pytest.raises(ValueError, match=r"label must be integers of shape \(B,\) in 0..2"):
+    with pytest.raises(ValueError, match=r"label must be integers of shape \(B,\) in -1..2"):
         conv.lookup_forward(np.array(label), np.zeros((3, 2)))
 
 

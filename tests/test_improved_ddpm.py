@@ -157,7 +157,7 @@ def test_the_hybrid_loss_is_the_sum_of_both_and_its_stated_gradient_is_not_the_l
 
 
 class ShareOfEachStep:
-    """The exact guess for N(0, var), and o free for each t: it can reach the optimum of the bound."""
+    """The exact guess for N(0, var), and o free for each t: it can reach the bound's optimum."""
 
     def __init__(self, var, schedule):
         self.var, self.schedule = var, schedule
@@ -243,12 +243,10 @@ def test_training_with_importance_sampling_gives_the_bound_in_bits_and_lowers_it
     data, importance = exact.Gaussian([0.0, 0.0], [[0.5, 0.0], [0.0, 0.5]]), ImportanceSampler(20)
     layer = {name: a.astype(np.float32) for name, a in Linear.init(rng)["layer"].items()}
     state, losses = train.start({"layer": layer}), []
-    steps = train.train(
-        *(Linear, state, data.sample, schedule, rng, 300, 64, vlb_objective),
-        draw_t=importance.draw,
-        update=partial(train.update, lr=0.02),
-    )
-    for step in steps:
+    options = dict(draw_t=importance.draw, update=partial(train.update, lr=0.02))
+    for step in train.train(
+        Linear, state, data.sample, schedule, rng, 300, 64, vlb_objective, **options
+    ):
         importance.learn(step.t, step.losses)
         losses.append(normal.BITS * float(step.loss))
     assert not np.isnan(importance.last[1:]).any()  # t is no longer drawn uniformly

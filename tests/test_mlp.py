@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
-from conftest import normal_values, seeds
+from conftest import EPS, RecordedOps, normal_values, seeds
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from npdiff.kit.gradcheck import directional_error
-from npdiff.nn import mlp
+from npdiff.gradcheck import check_pair, directional_error
+from npdiff.nn import mlp, ops
 from npdiff.nn.params import flatten, leaves, unflatten
 
 TOLERANCE = 1e-5  # as in test_ops
@@ -107,10 +107,10 @@ def test_the_network_hears_x_and_the_level_and_mixes_no_rows():
 def test_a_level_beyond_the_range_counts_as_its_end():
     params, x = random_net(0), normal_values(1, 4, 2)
     for far, end in (
-        (-np.inf, mlp.LEVEL_MIN),
-        (-30.0, mlp.LEVEL_MIN),
-        (30.0, mlp.LEVEL_MAX),
-        (np.inf, mlp.LEVEL_MAX),
+        (-np.inf, ops.LEVEL_MIN),
+        (-30.0, ops.LEVEL_MIN),
+        (30.0, ops.LEVEL_MAX),
+        (np.inf, ops.LEVEL_MAX),
     ):
         out, _ = mlp.forward(params, x, np.full(4, far))
         np.testing.assert_array_equal(out, mlp.forward(params, x, np.full(4, end))[0])
@@ -127,3 +127,86 @@ def test_two_forwards_before_a_backward_do_not_disturb_each_other():
     grad_x, grads = mlp.backward(params, cache_one, out_one)
     np.testing.assert_array_equal(grad_x, expected_x)
     np.testing.assert_array_equal(flatten(grads), flatten(expected))
+
+
+# Its residual layer, and the ops that it is made of
+
+
+def residual_pair(seed, inputs):
+    """The layer as a pair of functions of x, w and b."""
+    w, b = normal_values(seed + 1, inputs, inputs), normal_values(seed + 2, inputs)
+    return (
+        lambda x, w, b: mlp.residual_forward(x, {"w": w, "b": b}, ops),
+        lambda grad_y, cache: mlp.residual_backward(grad_y, cache, ops),
+        {"w": w, "b": b},
+    )
+
+
+@given(seeds, st.integers(1, 5), st.integers(1, 5))
+def test_residual_backward_is_the_gradient_of_residual_forward(seed, batch, inputs):
+    forward, backward, params = residual_pair(seed, inputs)
+    x, rng = 2 * normal_values(seed, batch, inputs), np.random.default_rng([seed, 1])
+    errors = check_pair(forward, backward, x, rng, **params)
+    assert set(errors) == {"x", "w", "b"}
+    assert max(errors.values()) < TOLERANCE, errors
+
+
+def test_a_residual_layer_keeps_precision_and_leaves_its_inputs_alone():
+    forward, backward, params = residual_pair(0, 4)
+    x = normal_values(3, 3, 4).astype(np.float32)
+    params = {name: a.astype(np.float32) for name, a in params.items()}
+    kept = [a.copy() for a in (x, *params.values())]
+    y, cache = forward(x, **params)
+    grad_y = normal_values(4, 3, 4).astype(np.float32)
+    kept += [grad_y.copy(), y.copy()]
+    grad_x, grads = backward(grad_y, cache)
+    again, grads_again = backward(grad_y, cache)  # the cache survives its use
+    assert {a.dtype for a in (y, grad_x, *grads.values())} == {np.dtype(np.float32)}
+    after = [x, *params.values(), grad_y, y]
+    for one, two in [*zip(kept, after, strict=True), (grad_x, again)]:
+        np.testing.assert_array_equal(one, two)
+    for name in grads:
+        np.testing.assert_array_equal(grads[name], grads_again[name])
+
+
+@given(seeds, st.integers(1, 5), st.integers(1, 5))
+def test_a_residual_layer_adds_to_x(seed, batch, inputs):
+    x, (forward, _, params) = normal_values(seed, batch, inputs), residual_pair(seed, inputs)
+    w, b = params.values()
+    y, _ = forward(x, w, b)
+    np.testing.assert_allclose(y, x + x / (1 + np.exp(-x)) @ w + b, rtol=0, atol=256 * EPS)
+    np.testing.assert_array_equal(forward(x, 0 * w, 0 * b)[0], x)
+
+
+def test_ops_that_are_handed_in_are_the_only_ones_called_forward_and_back():
+    params, x, level = random_net(0), normal_values(1, 4, 2), normal_values(2, 4)
+    handed_in = RecordedOps(ops)
+    (out, cache), strays = handed_in.strays(mlp.forward, params, x, level, handed_in)
+    assert cache[0] is handed_in and not strays
+    forward_calls = list(handed_in.calls)
+    handed_in.calls.clear()
+    (grad_x, grads), strays = handed_in.strays(mlp.backward, params, cache, out)
+    assert not strays
+    # Each forward pass that was called has its backward pass called, in reverse.
+    assert forward_calls.pop(0) == "level_waves"
+    mirrored = [name.replace("_forward", "_backward") for name in reversed(forward_calls)]
+    assert handed_in.calls == mirrored
+
+    (out_plain, cache), strays = handed_in.strays(mlp.forward, params, x, level)
+    assert "linear_forward" in strays and cache[0] is ops  # the plain ops, where none are given
+    np.testing.assert_array_equal(out, out_plain)
+    grad_x_plain, grads_plain = mlp.backward(params, cache, out)
+    np.testing.assert_array_equal(grad_x, grad_x_plain)
+    np.testing.assert_array_equal(flatten(grads), flatten(grads_plain))
+
+
+@pytest.mark.parametrize("layers", [0, 3, 12])
+def test_hidden_layers_are_those_that_init_made_in_order(layers):
+    params = mlp.init(np.random.default_rng(0), hidden=2, layers=layers)
+    assert mlp.hidden_layers(params) == [f"layer_{i}" for i in range(1, layers + 1)]
+
+
+def test_outputs_may_differ_from_the_dimension_of_x():
+    params = mlp.init(np.random.default_rng(0), dim=2, hidden=4, outputs=5)
+    out, _ = mlp.forward(params, np.zeros((3, 2), np.float32), np.zeros(3, np.float32))
+    assert out.shape == (3, 5)

@@ -107,8 +107,8 @@ def test_for_wider_data_the_upper_bound_of_eq_24_fails_and_the_lower_holds():
 
 def gradient_of_K(params, x_0, t, eps, schedule):
     """KL of each row, and the gradient of their mean with respect to theta."""
-    settings = dict(objective=dpm2015.objective, network_input=dpm2015.network_input)
-    return train.gradient(mlp, params, x_0, t, eps, schedule, **settings)
+    options = dict(objective=dpm2015.objective, network_input=dpm2015.network_input)
+    return train.gradient(mlp, params, x_0, t, eps, schedule, **options)
 
 
 @settings(max_examples=20)
@@ -385,10 +385,9 @@ def test_inpainting_keeps_what_is_known_and_draws_the_rest_to_go_with_it():
 def test_inpainting_with_nothing_known_is_ancestral_sampling_to_the_bit():
     data, schedule = exact.SwissRoll(), cosine(8)
     predict_eps, x_T = data.predictor(schedule), np.random.default_rng(0).standard_normal((6, 2))
-    inpainted = posterior.inpaint(
-        *(predict_eps, x_T, schedule, np.random.default_rng(1), x_T, np.zeros((1, 2))), noised=False
-    )
-    ancestral = ddpm(predict_eps, x_T, schedule, np.random.default_rng(1))
+    rng, again, mask = np.random.default_rng(1), np.random.default_rng(1), np.zeros((1, 2))
+    inpainted = posterior.inpaint(predict_eps, x_T, schedule, rng, x_T, mask, noised=False)
+    ancestral = ddpm(predict_eps, x_T, schedule, again)
     for step, expected in zip(inpainted, ancestral, strict=True):
         for name, value in expected._asdict().items():
             np.testing.assert_array_equal(getattr(step, name), value, err_msg=name)
@@ -636,13 +635,10 @@ def test_the_score_network_has_the_right_gradients():
     rng, schedule = np.random.default_rng(0), ncsn.ladder(5, 0.1, 5.0)
     theta, like = score_unet(0, 0.1)
     x_t, t, label = rng.standard_normal((3, 8, 8, 1)), np.array([1, 3, 5]), np.array([3, 0, 10])
+    batch = x_t, t, np.ones_like(x_t), schedule, "score", ncsn.dsm
 
     def losses_and_gradient(theta):
-        return train.gradient(
-            *(ncsn, unflatten(theta, like), x_t, t, np.ones_like(x_t), schedule),
-            *("score", ncsn.dsm),
-            label=label,
-        )
+        return train.gradient(ncsn, unflatten(theta, like), *batch, label=label)
 
     loss = lambda theta: losses_and_gradient(theta)[0].mean()  # noqa: E731
     assert directional_error(loss, theta, losses_and_gradient(theta)[1], rng) < 1e-6

@@ -1,5 +1,5 @@
-"""The samplers and the likelihood of the later papers, with the exact predictor: their order, and the
-distribution that they end in."""
+"""The samplers and the likelihood of the later papers, with the exact predictor: their order, and
+the distribution that they end in."""
 
 import math
 from functools import partial
@@ -17,8 +17,8 @@ from conftest import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lab import order
 
+from lab import order
 from npdiff import exact, train
 from npdiff.gradcheck import check_pair, directional_error
 from npdiff.nn import mlp
@@ -293,7 +293,7 @@ def edm_gradient(params, x_0, t, eps, schedule, sigma_data=1.0, net=mlp):
     return train.gradient(denoiser, params, x_0, t, eps, schedule, "x_0", objective)
 
 
-def test_for_gaussian_data_of_that_width_the_best_network_puts_out_0_and_the_loss_is_1_at_every_level():
+def test_for_gaussian_data_of_that_width_the_best_network_puts_out_0_with_loss_1_at_every_level():
     s, n, schedule, rng = 0.7, 200_000, edm.levels(5, 0.01, 10.0), np.random.default_rng(0)
     data = exact.Gaussian([0.0], [[s * s]])
     x_0, eps = data.sample(n, rng, np.float64), rng.standard_normal((n, 1))

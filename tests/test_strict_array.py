@@ -1,5 +1,7 @@
-"""The package obeys CuPy's rules: on an array that enforces them its numbers are NumPy's, and
-training never waits for the device."""
+"""The package obeys CuPy's rules.
+
+On an array that enforces them its numbers are NumPy's, and training never waits for the device.
+"""
 
 import inspect
 import operator
@@ -19,9 +21,22 @@ from strict_array import (
     strict,
 )
 
-from npdiff import exact, forward, loss, normal, optim, reverse, sampler, schedule, train
+from npdiff import (
+    exact,
+    forward,
+    likelihood,
+    loss,
+    normal,
+    optim,
+    output,
+    reverse,
+    sampler,
+    schedule,
+    train,
+)
 from npdiff.backend import get_array_module, standard_normal, to_numpy
-from npdiff.nn import mlp, ops, params, unet
+from npdiff.nn import conv, mlp, ops, params, unet
+from npdiff.output import PREDICT
 
 SCHEDULE = schedule.cosine(T=20)
 TIMES = [7, np.array([1, 20, 5, 7])]  # an int for the whole batch, and one t a row
@@ -234,9 +249,20 @@ def test_the_listed_functions_methods_and_keywords_are_cupys():
 # The package on it.
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(4,), (4, 2), (4, 3, 3, 1)])
 @pytest.mark.parametrize("t", TIMES)
-def test_coefficient(t):
-    assert_as_numpy(lambda x: schedule.coefficient(SCHEDULE.noise[t], x), values(0, 4, 2))
+def test_at(t, shape, dtype):
+    assert_as_numpy(lambda x: tuple(SCHEDULE.at(t, x)), values(0, *shape, dtype=dtype))
+
+
+def test_at_moves_its_numbers_to_the_device_in_one_copy_and_without_a_wait():
+    x, before = asarray(values(0, 4, 2)), counts["copy"]
+    with no_sync():
+        numbers = SCHEDULE.at(7, x)
+        assert counts["copy"] == before and all(type(number) is float for number in numbers)
+        SCHEDULE.at(TIMES[1], x)
+        assert counts["copy"] == before + 1
 
 
 @pytest.mark.parametrize("t", TIMES)
@@ -257,14 +283,12 @@ def test_coefficient(t):
         lambda x, y, t: reverse.p_mean_from_eps(x, t, y, SCHEDULE),
         lambda x, y, t: reverse.p_mean_from_x_0(x, t, y, SCHEDULE),
         lambda x, y, t: reverse.p_mean_from_score(x, t, y, SCHEDULE),
-        lambda x, y, t: reverse.network_input(x, t, SCHEDULE),
-        *[
-            lambda x, y, t, p=p: reverse.eps_from_output(x, t, y, SCHEDULE, p)
-            for p in reverse.PREDICT
-        ],
-        *[lambda x, y, t, p=p: loss.target(x, t, y, SCHEDULE, p) for p in reverse.PREDICT],
-        *[lambda x, y, t, p=p: loss.l_simple(x - y, x, t, y, SCHEDULE, p) for p in reverse.PREDICT],
-        lambda x, y, t: loss.l_simple(x - y, x, t, y, SCHEDULE, "v", weight="target"),
+        lambda x, y, t: output.network_input(x, t, SCHEDULE),
+        *[lambda x, y, t, p=p: output.eps_from_output(x, t, y, SCHEDULE, p) for p in PREDICT],
+        *[lambda x, y, t, p=p: output.target(x, t, y, SCHEDULE, p) for p in PREDICT],
+        *[lambda x, y, t, p=p: output.eps_per_output(x, t, SCHEDULE, p) for p in PREDICT],
+        *[lambda x, y, t, p=p: loss.l_simple(x - y, x, t, y, SCHEDULE, p) for p in PREDICT],
+        *[lambda x, y, t, p=p: loss.l_target(x - y, x, t, y, SCHEDULE, p) for p in PREDICT],
     ],
 )
 def test_the_fixed_and_the_learned_process_and_the_loss(f, t):
@@ -292,7 +316,11 @@ def test_normal(f):
         (ops.linear_forward, ops.linear_backward, [(4, 3), (3, 5), (5,)]),
         (ops.silu_forward, ops.silu_backward, [(4, 3)]),
         (ops.embed_forward, ops.embed_backward, [(4, 3), (3, 5)]),
-        (ops.residual_forward, ops.residual_backward, [(4, 3), (3, 3), (3,)]),
+        (
+            lambda x, w, b: mlp.residual_forward(x, {"w": w, "b": b}, ops),
+            lambda grad_y, cache: mlp.residual_backward(grad_y, cache, ops),
+            [(4, 3), (3, 3), (3,)],
+        ),
     ],
 )
 def test_ops(forward_pass, backward_pass, arguments, dtype):
@@ -301,6 +329,17 @@ def test_ops(forward_pass, backward_pass, arguments, dtype):
         return y, backward_pass(y * y + 1, cache)
 
     assert_as_numpy(both, *[values(i, *shape, dtype=dtype) for i, shape in enumerate(arguments)])
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_conv2d_as_shifted_images_without_a_wait(kernel, stride):
+    def both(x, w, b):
+        with no_sync():
+            y, cache = conv.conv2d_forward(x, w, b, stride)
+            return y, conv.conv2d_backward(y * y + 1, cache)
+
+    assert_as_numpy(both, values(0, 2, 5, 4, 3), values(1, kernel, kernel, 3, 2), values(2, 2))
 
 
 def random_mlp() -> params.Tree:
@@ -363,12 +402,8 @@ MIXTURE = exact.Mixture([0.3, 0.7], values(0, 2, 2), [np.eye(2), [[2, 0.5], [0.5
 )
 def test_exact(data, t, dtype):
     def all_answers(x):
-        signal, noise = (
-            schedule.coefficient(SCHEDULE.signal[t], x),
-            schedule.coefficient(SCHEDULE.noise[t], x),
-        )
-        if np.ndim(t):
-            signal, noise = signal.reshape(-1, 1), noise.reshape(-1, 1)
+        s = SCHEDULE.at(t, x)
+        signal, noise = s.signal, s.noise
         predict_eps, irreducible = data.predictor(SCHEDULE), data.irreducible_loss
         return (
             data.score(x, signal, noise),
@@ -378,6 +413,29 @@ def test_exact(data, t, dtype):
         )
 
     assert_as_numpy(all_answers, values(0, 4, 2, dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("data", [MIXTURE, exact.SwissRoll()], ids=["mixture", "roll"])
+def test_reverse_step(data, dtype):
+    assert_as_numpy(lambda x: data.reverse_step(x, 7, SCHEDULE), values(0, 4, 2, dtype=dtype))
+
+
+@pytest.mark.parametrize("variance", ["beta", "beta_tilde"])
+def test_bound(variance):
+    def terms(x_0):
+        reverse_step = likelihood.fixed(MIXTURE.predictor(SCHEDULE), SCHEDULE, variance)
+        rng = np.random.default_rng(0)
+        nats = [values for _, values in likelihood.bound(x_0, SCHEDULE, reverse_step, rng)]
+        p = likelihood.importance(x_0, SCHEDULE, reverse_step, rng, count=5)
+        decoder = likelihood.gaussian_decoder
+        one_t = likelihood.one_t_bound(x_0, SCHEDULE, reverse_step, rng, p, decoder)
+        # What is on the host in both runs is compared as floats.
+        return [list(map(float, [*np.concatenate(nats), *p, *one_t[1]])), one_t[0], one_t[2]]
+
+    expected, result = terms(values(0, 6, 2)), terms(asarray(values(0, 6, 2)))
+    np.testing.assert_allclose(result[0], expected[0], rtol=1e-6, atol=1e-7)
+    assert_same(result[1:], expected[1:])
 
 
 def samplers(predict_eps: Callable, x_T: Any) -> list:
@@ -398,7 +456,7 @@ def test_samplers_with_the_exact_predictor():
     )
 
 
-@pytest.mark.parametrize("predict", reverse.PREDICT)
+@pytest.mark.parametrize("predict", PREDICT)
 def test_samplers_with_a_network_and_without_a_wait(predict):
     def run(tree, x_T):
         with no_sync():
@@ -407,28 +465,72 @@ def test_samplers_with_a_network_and_without_a_wait(predict):
     assert_as_numpy(run, random_mlp(), values(0, 4, 2))
 
 
-@pytest.mark.parametrize("predict", reverse.PREDICT)
-def test_training_gives_numpys_numbers_and_never_waits(predict):
-    def run(tree):
-        state = train.start(tree)
-        before = counts["sync"]
+def random_unet(x: Any) -> params.Tree:
+    """A small U-Net for arrays of x's kind, without the zeros that training starts from."""
+    theta, tree = params.pack(unet.init(np.random.default_rng(0), classes=3, width=8))
+    theta += 0.2 * values(1, theta.size)
+    return tree if isinstance(x, np.ndarray) else moved(tree)
+
+
+@pytest.mark.parametrize("predict", PREDICT)
+@pytest.mark.parametrize("t", [7, np.array([1, 20])], ids=["one t", "a batch of t"])
+def test_guidance_without_a_wait(predict, t):
+    label = np.array([2, unet.NO_CLASS])
+
+    def run(x_t):
+        tree = random_unet(x_t)
         with no_sync():
-            sample = lambda n, rng: rng.standard_normal((n, 2), dtype=np.float32)  # noqa: E731
+            return reverse.predictor(unet, tree, SCHEDULE, predict, 1.5, label=label)(x_t, t)
+
+    assert_as_numpy(run, values(2, 2, 8, 8, 1))
+
+
+def early_with_weight(batch, T, rng):
+    t = train.early(batch, T, rng)
+    return t, 2 * np.sqrt(t / T)
+
+
+@pytest.mark.parametrize("objective", [loss.l_simple, loss.l_target])
+@pytest.mark.parametrize("weight", [None, np.array([0.5, 2.0])])
+def test_gradient_of_a_unet_without_a_wait(objective, weight):
+    t, label = np.array([1, 20]), np.array([2, unet.NO_CLASS])
+
+    def run(x_0, eps):
+        tree, before = random_unet(x_0), counts["sync"]
+        with no_sync():
+            result = train.gradient(
+                unet, tree, x_0, t, eps, SCHEDULE, "v", objective, weight, label=label
+            )
+        assert counts["sync"] == before
+        return result
+
+    x_0, eps = values(2, 2, 8, 8, 1), values(3, 2, 8, 8, 1)
+    losses, grad = run(x_0, eps)
+    losses_there, grad_there = run(asarray(x_0), asarray(eps))
+    assert grad_there.dtype == losses_there.dtype == np.float32
+    # Sums over images and channels may be taken in another order.
+    np.testing.assert_allclose(losses_there.get(), losses, rtol=1e-5)
+    largest = np.abs(grad).max()
+    np.testing.assert_allclose(grad_there.get(), grad, rtol=0, atol=1e-5 * largest)
+
+
+@pytest.mark.parametrize("draw_t", [train.uniform, early_with_weight])
+@pytest.mark.parametrize("predict", PREDICT)
+def test_training_gives_numpys_numbers_and_never_waits(predict, draw_t):
+    def sample(n, rng):
+        return rng.standard_normal((n, 2), dtype=np.float32)
+
+    def run(tree):
+        state = train.start(tree, predict)
+        before, rng = counts["sync"], np.random.default_rng(0)
+        with no_sync():
             steps = list(
-                train.train(
-                    mlp,
-                    state,
-                    sample,
-                    SCHEDULE,
-                    np.random.default_rng(0),
-                    steps=5,
-                    batch=8,
-                    predict=predict,
-                )
+                train.train(mlp, state, sample, SCHEDULE, rng, steps=5, batch=8, draw_t=draw_t)
             )
         assert counts["sync"] == before
         return (
             [step.loss for step in steps],
+            [step.losses for step in steps],
             steps[-1].grad,
             state.theta,
             state.ema,

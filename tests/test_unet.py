@@ -1,25 +1,21 @@
 import numpy as np
 import pytest
 import strict_array
-from conftest import EPS_32, seeds
+from conftest import EPS_32, RecordedOps, seeds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from npdiff.kit.gradcheck import directional_error
-from npdiff.nn import unet
+from npdiff.gradcheck import directional_error
+from npdiff.nn import conv, unet
 from npdiff.nn.params import flatten, leaves, pack, unflatten
 
 # A small network, with two channels a group at the fine level: with one, conv_1 would have no use
 # for its bias.
-WIDTH, CLASSES = (
-    16,
-    3,
-)
+WIDTH, CLASSES = 16, 3
 
 
 def random_theta(rng, channels=1, dtype=np.float64):
-    """theta and the tree of its views, every leaf random: no gain at 1, no bias and no convolution
-    at 0."""
+    """theta and the tree of its views, every leaf random: no gain at 1, no bias or kernel at 0."""
     theta, params = pack(unet.init(rng, channels, CLASSES, WIDTH))
     theta, params = pack(unflatten(theta.astype(dtype), params))
     theta += 0.2 * rng.standard_normal(theta.shape).astype(dtype)
@@ -32,8 +28,7 @@ def inputs(rng, shape, dtype=np.float64):
 
 
 def gradient_error(f, x, grad, rng):
-    """The smaller error of two directions: along one of them the slope may happen to be small,
-    which costs digits."""
+    """The smaller error of two directions: the slope along one may be small, which costs digits."""
     return min(directional_error(f, x, grad, rng) for _ in range(2))
 
 
@@ -131,12 +126,14 @@ def test_images_of_a_batch_do_not_meet():
     np.testing.assert_allclose(parts, whole, rtol=0, atol=1e-12 * abs(whole).max())
 
 
-def test_no_label_is_the_label_after_the_last_class():
+def test_no_label_is_no_class_and_the_label_after_the_last_class():
     rng = np.random.default_rng(3)
     _, params = random_theta(rng)
     x, level, _ = inputs(rng, (3, 8, 8, 1))
     none, _ = unet.forward(params, x, level)
-    np.testing.assert_array_equal(none, unet.forward(params, x, level, np.full(3, CLASSES))[0])
+    for label in (CLASSES, unet.NO_CLASS):
+        labelled, _ = unet.forward(params, x, level, np.full(3, label))
+        np.testing.assert_array_equal(none, labelled)
     assert all(
         (none != unet.forward(params, x, level, np.full(3, c))[0]).any() for c in range(CLASSES)
     )
@@ -161,7 +158,7 @@ def test_refuses_sizes_labels_and_widths_that_do_not_fit():
     level = np.zeros(1, np.float32)
     with pytest.raises(ValueError, match=r"multiples of 4, got \(1, 8, 6, 1\)"):
         unet.forward(params, np.zeros((1, 8, 6, 1), np.float32), level)
-    with pytest.raises(ValueError, match=r"label must be integers of shape \(B,\) in 0..2"):
+    with pytest.raises(ValueError, match=r"label must be integers of shape \(B,\) in -1..2"):
         unet.forward(params, np.zeros((1, 8, 8, 1), np.float32), level, np.array([3]))
     with pytest.raises(ValueError, match="width must be a multiple of 8, got 12"):
         unet.init(rng, width=12)
@@ -188,3 +185,63 @@ def test_a_device_array_is_never_waited_for_and_gives_the_same():
         flat = flatten(grads_there)
     for there, here in ((out_there, out), (grad_x_there, grad_x), (flat, flatten(grads))):
         np.testing.assert_allclose(there.get(), here, rtol=0, atol=100 * EPS_32 * abs(here).max())
+
+
+def test_the_rows_of_both_names_of_no_class_share_one_gradient():
+    rng = np.random.default_rng(6)
+    _, params = random_theta(rng)
+    x, level, _ = inputs(rng, (4, 8, 8, 1))
+    gradients = []
+    for label in (np.array([0, CLASSES, 2, CLASSES]), np.array([0, unet.NO_CLASS, 2, CLASSES])):
+        out, cache = unet.forward(params, x, level, label)
+        gradients.append(flatten(unet.backward(params, cache, out)[1]))
+    np.testing.assert_array_equal(*gradients)
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_ops_that_are_handed_in_are_the_only_ones_called_forward_and_back(labelled):
+    rng = np.random.default_rng(7)
+    _, params = random_theta(rng)
+    x, level, label = inputs(rng, (2, 8, 8, 1))
+    arguments = (params, x, level, label if labelled else None)
+    handed_in = RecordedOps(conv)
+    (out, cache), strays = handed_in.strays(unet.forward, *arguments, handed_in)
+    assert cache[0] is handed_in and not strays
+    forward_calls = list(handed_in.calls)
+    handed_in.calls.clear()
+    (grad_x, grads), strays = handed_in.strays(unet.backward, params, cache, out)
+    assert not strays
+    # Each forward pass that was called has its backward pass called, in reverse.
+    assert forward_calls.pop(0) == "level_waves"
+    mirrored = [name.replace("_forward", "_backward") for name in reversed(forward_calls)]
+    assert handed_in.calls == mirrored
+
+    (out_plain, cache), strays = handed_in.strays(unet.forward, *arguments)
+    assert "conv2d_forward" in strays and cache[0] is conv  # the plain ops, where none are given
+    np.testing.assert_array_equal(out, out_plain)
+    grad_x_plain, grads_plain = unet.backward(params, cache, out)
+    np.testing.assert_array_equal(grad_x, grad_x_plain)
+    np.testing.assert_array_equal(flatten(grads), flatten(grads_plain))
+
+
+def test_the_u_on_fine_pixels_is_the_network_between_space_to_depth_and_back():
+    rng = np.random.default_rng(8)
+    _, params = random_theta(rng)
+    x, level, label = inputs(rng, (2, 8, 12, 1))
+    out, cache = unet.forward(params, x, level, label)
+    fine, fine_cache = unet.fine_forward(params, conv.space_to_depth(x), level, label, conv)
+    np.testing.assert_array_equal(conv.depth_to_space(fine), out)
+    grad_out = rng.standard_normal(out.shape)
+    grad_x, grads = unet.backward(params, cache, grad_out)
+    grad_fine, grads_fine = unet.fine_backward(params, fine_cache, conv.space_to_depth(grad_out))
+    np.testing.assert_array_equal(conv.depth_to_space(grad_fine), grad_x)
+    np.testing.assert_array_equal(flatten(grads_fine), flatten(grads))
+
+
+def test_outputs_may_differ_from_the_channels_of_x():
+    params = unet.init(np.random.default_rng(0), channels=1, width=8, outputs=2)
+    x, level = np.zeros((2, 8, 8, 1), np.float32), np.zeros(2, np.float32)
+    out, cache = unet.forward(params, x, level)
+    assert out.shape == (2, 8, 8, 2)
+    grad_x, grads = unet.backward(params, cache, out)
+    assert grad_x.shape == x.shape and names(grads) == names(params)

@@ -74,9 +74,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     return json.loads(str(_read(path)["settings"]))
 
 
-def load(
-    path: Path, state: State, rng: np.random.Generator, more: np.ndarray = NOTHING
-) -> None:
+def load(path: Path, state: State, rng: np.random.Generator, more: np.ndarray = NOTHING) -> None:
     """Put the checkpoint's numbers into a state, a generator and a further array, in place.
 
     UserError where the checkpoint is damaged, or of a network of another size, or of one that
@@ -97,7 +95,9 @@ def load(
             )
         vector[...] = get_array_module(vector).asarray(arrays[name])
     if arrays["more"].shape != more.shape:
-        raise UserError(f"{path}: belongs to another kind of training; start again without --resume")
+        raise UserError(
+            f"{path}: belongs to another kind of training; start again without --resume"
+        )
     more[...] = arrays["more"]
     state.step = int(arrays["step"])
     rng.bit_generator.state = json.loads(str(arrays["rng"]))

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lab.files import write_npz
+from lab.mnist import Digits, to_model
+from lab.progress import Line, duration
 from npdiff.backend import Array, get_array_module, to_numpy
-from npdiff.kit.files import write_npz
-from npdiff.kit.mnist import Digits, to_model
-from npdiff.kit.parallel import keep_freed_memory
-from npdiff.kit.progress import Line, duration
+from npdiff.fast import keep_freed_memory
 from npdiff.nn.conv import conv2d_backward, conv2d_forward, depth_to_space, space_to_depth
 from npdiff.nn.ops import Cache, linear_backward, linear_forward, silu_backward, silu_forward
 from npdiff.nn.params import Tree, flatten, map_leaves, pack, unflatten
@@ -76,7 +76,9 @@ def backward(params: Tree, cache: Cache, grad_z: Array) -> tuple[Array, Tree]:
     return depth_to_space(grad_h), grads
 
 
-def cross_entropy_forward(z: Array, label: np.ndarray) -> tuple[Array, Cache]:  # z (B, classes), label (B,) on the host -> loss ()
+def cross_entropy_forward(
+    z: Array, label: np.ndarray
+) -> tuple[Array, Cache]:  # z (B, classes), label (B,) on the host -> loss ()
     """loss = -(the mean of log p[label]) in nats, with p = softmax(z), so log p = z - log(the sum of exp(z)).
 
     p does not change when the largest z is taken from all of them; then no exp overflows, and their sum is at least 1.
@@ -94,7 +96,9 @@ def cross_entropy_backward(grad_loss: Array | float, cache: Cache) -> Array:
     return grad_loss * (get_array_module(log_p).exp(log_p) - one_hot) / len(log_p)  # (B, classes)
 
 
-def shifted(x: np.ndarray, rng: np.random.Generator, most: int = 2) -> np.ndarray:  # (B, H, W) -> (B, H, W)
+def shifted(
+    x: np.ndarray, rng: np.random.Generator, most: int = 2
+) -> np.ndarray:  # (B, H, W) -> (B, H, W)
     """Each image moved by at most `most` pixels along each axis; what leaves at one border, background here, comes in at the other."""
     batch, height, width = x.shape
     row = (np.arange(height) + rng.integers(-most, most + 1, (batch, 1))) % height  # (B, H)
@@ -108,7 +112,14 @@ class Step(NamedTuple):
     params: Tree  # the same arrays in every step, changed in place
 
 
-def train(digits: Digits, rng: np.random.Generator, steps: int = STEPS, batch: int = 64, lr: float = 2e-3, xp: Any = np) -> Iterator[Step]:
+def train(
+    digits: Digits,
+    rng: np.random.Generator,
+    steps: int = STEPS,
+    batch: int = 64,
+    lr: float = 2e-3,
+    xp: Any = np,
+) -> Iterator[Step]:
     """Adam on the cross-entropy of shifted training digits."""
     theta, params = pack(map_leaves(xp.asarray, init(rng)))
     m, v = theta * 0, theta * 0
@@ -145,7 +156,9 @@ def train_with_line(digits: Digits, steps: int, xp: Any) -> Tree:
         if line.due() or step.step == steps:
             left = duration(line.seconds() * (steps - step.step) / step.step)
             done = f"training the classifier {step.step:>{len(str(steps))}}/{steps}"
-            line.show(f"{done}   loss {float(step.loss):.4f}   {left} left", last=step.step == steps)
+            line.show(
+                f"{done}   loss {float(step.loss):.4f}   {left} left", last=step.step == steps
+            )
     return step.params
 
 
@@ -165,7 +178,9 @@ def keep(path: Path, key: str, steps: int, params: Tree) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_npz(path, theta=flatten(params), key=np.array(key), steps=np.array(steps))
     except OSError as error:
-        print(f"the classifier is not kept: {path} cannot be written ({error.strerror or error}); the next run trains it again")
+        print(
+            f"the classifier is not kept: {path} cannot be written ({error.strerror or error}); the next run trains it again"
+        )
 
 
 def features(params: Tree, x: np.ndarray) -> np.ndarray:  # x (N, 28, 28) uint8 -> (N, F) float32
@@ -178,7 +193,9 @@ def predicted(params: Tree, x: np.ndarray) -> np.ndarray:  # x (N, 28, 28) uint8
     return in_pieces(forward, params, x).argmax(axis=1)
 
 
-def in_pieces(function: Callable[[Tree, Array], tuple[Array, Cache]], params: Tree, x: np.ndarray) -> np.ndarray:
+def in_pieces(
+    function: Callable[[Tree, Array], tuple[Array, Cache]], params: Tree, x: np.ndarray
+) -> np.ndarray:
     """What function(params, x) gives for all x, PIECE images at a time, on the host."""
     xp = get_array_module(params["last"]["w"])
     pieces = (xp.asarray(to_model(x[i : i + PIECE])) for i in range(0, len(x), PIECE))

@@ -47,7 +47,9 @@ def whole(low: int, high: int = 10**9) -> Callable[[str], int]:
         except ValueError:
             value = low - 1
         if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"must be a whole number in {low}..{high}, got {text!r}")
+            raise argparse.ArgumentTypeError(
+                f"must be a whole number in {low}..{high}, got {text!r}"
+            )
         return value
 
     return parse
@@ -204,7 +206,9 @@ def own_folder(path: Path) -> None:
             pass
     except OSError as error:
         reason = error.strerror or error
-        raise UserError(f"--out {path}: cannot be written to ({reason}); use another one") from error
+        raise UserError(
+            f"--out {path}: cannot be written to ({reason}); use another one"
+        ) from error
 
 
 def write_metrics(path: Path, metrics: dict[str, Any]) -> None:

@@ -61,7 +61,9 @@ def histogram_error(classes: np.ndarray, reference: np.ndarray) -> float:  # (N,
     return float(np.abs(shares[0] - shares[1]).max())
 
 
-def nearest(x: np.ndarray, train_x: np.ndarray, rows: int = 1000, columns: int = 8000) -> tuple[np.ndarray, np.ndarray]:
+def nearest(
+    x: np.ndarray, train_x: np.ndarray, rows: int = 1000, columns: int = 8000
+) -> tuple[np.ndarray, np.ndarray]:
     """The distance min over j of |x_i - y_j|, for y = train_x and pixels in 0..1, and that j: (N,) float32, (N,).
 
     |x - y|^2 = |x|^2 - 2 x.y + |y|^2, by products of blocks of `rows` x and `columns` y. That difference of large numbers only
@@ -69,13 +71,19 @@ def nearest(x: np.ndarray, train_x: np.ndarray, rows: int = 1000, columns: int =
     """
     index = np.empty(len(x), np.intp)
     for start in range(0, len(x), rows):
-        index[start : start + rows] = nearest_index(as_vectors(x[start : start + rows]), train_x, columns)
+        index[start : start + rows] = nearest_index(
+            as_vectors(x[start : start + rows]), train_x, columns
+        )
     pairs = (slice(start, start + rows) for start in range(0, len(x), rows))
-    distance = [np.linalg.norm(as_vectors(x[i]) - as_vectors(train_x[index[i]]), axis=1) for i in pairs]
+    distance = [
+        np.linalg.norm(as_vectors(x[i]) - as_vectors(train_x[index[i]]), axis=1) for i in pairs
+    ]
     return np.concatenate(distance), index
 
 
-def nearest_index(x: np.ndarray, train_x: np.ndarray, columns: int) -> np.ndarray:  # x (N, D) float32 -> (N,)
+def nearest_index(
+    x: np.ndarray, train_x: np.ndarray, columns: int
+) -> np.ndarray:  # x (N, D) float32 -> (N,)
     """argmin over j of |y_j|^2 - 2 x.y_j, to which |x|^2 adds the same for every j."""
     best, index = np.full(len(x), np.inf, np.float32), np.zeros(len(x), np.intp)
     for start in range(0, len(train_x), columns):
@@ -93,7 +101,9 @@ def as_vectors(x: np.ndarray) -> np.ndarray:  # (N, 28, 28) uint8 -> (N, 784) fl
     return x.reshape(len(x), -1) / PIXELS
 
 
-def labels_in_proportion(train_label: np.ndarray, n: int, classes: Iterable[int] | None = None) -> np.ndarray:
+def labels_in_proportion(
+    train_label: np.ndarray, n: int, classes: Iterable[int] | None = None
+) -> np.ndarray:
     """n labels in rising order, each class of `classes` (all, if None) as often as in the training set, rounded so that they sum to n.
 
     Class c has the quota n N_c / (sum of N_c), rounded down; what is then missing goes to the largest remainders, one each, and
@@ -107,7 +117,9 @@ def labels_in_proportion(train_label: np.ndarray, n: int, classes: Iterable[int]
     present, N = np.unique(train_label, return_counts=True)
     chosen = present if classes is None else np.unique(np.fromiter(classes, int))
     if not len(chosen) or not np.isin(chosen, present).all():
-        raise ValueError(f"classes must be among those of the training digits, {present.tolist()}, got {chosen.tolist()}")
+        raise ValueError(
+            f"classes must be among those of the training digits, {present.tolist()}, got {chosen.tolist()}"
+        )
     N = N[np.isin(present, chosen)]
     count, remainder = np.divmod(n * N, N.sum())  # in whole numbers, so equal remainders are equal
     count[np.argsort(-remainder, kind="stable")[: n - count.sum()]] += 1

@@ -40,12 +40,24 @@ DEFAULTS: dict[str, Any] = dict(
 SMOKE: dict[str, Any] = dict(
     T=20, steps=3, batch=4, width=8, samples=12, sampling_steps=3, smoke=True
 )
-PRESETS: dict[str, dict[str, Any]] = {  # what depends on the backend; minutes unless steps are given
+PRESETS: dict[
+    str, dict[str, Any]
+] = {  # what depends on the backend; minutes unless steps are given
     "numpy": dict(width=32, batch=64, minutes=12.0),
     "cupy": dict(width=64, batch=256, minutes=5.0),
 }
 FREE = (  # these may differ from a checkpoint's, since they change nothing of training
-    *("digits", "sampler", "sampling_steps", "guidance", "samples", "seed", "gif", "backend", "smoke"),
+    *(
+        "digits",
+        "sampler",
+        "sampling_steps",
+        "guidance",
+        "samples",
+        "seed",
+        "gif",
+        "backend",
+        "smoke",
+    ),
 )
 
 
@@ -68,7 +80,9 @@ def parser(
     group = flags.add_argument_group("training")
     text = "train for about so long; default 12, on a GPU 5"
     group.add_argument("--minutes", type=cli.number(0, 10_000), metavar="X", help=text)
-    group.add_argument("--steps", type=cli.whole(1), metavar="N", help="steps of Adam; replaces --minutes")
+    group.add_argument(
+        "--steps", type=cli.whole(1), metavar="N", help="steps of Adam; replaces --minutes"
+    )
     text = "images a step; default 64, on a GPU 256; mnist_bound.py 32"
     group.add_argument("--batch", type=cli.whole(1, 65_535), metavar="N", help=text)
     text = "peak of the learning rate; default 0.004"
@@ -80,7 +94,9 @@ def parser(
     group.add_argument("--weights", type=Path, metavar="FILE", help=text)
     cli.add_run_flags(flags, out=f"out/{name}")
     text = f"processes that share the work on a CPU; default {cores()}"
-    flags.add_argument("--threads", type=cli.whole(1, 1024), default=cores(), metavar="N", help=text)
+    flags.add_argument(
+        "--threads", type=cli.whole(1, 1024), default=cores(), metavar="N", help=text
+    )
     text = "on a GPU: products in TensorFloat-32, with three digits and faster"
     flags.add_argument("--tf32", action="store_true", help=text)
     text = "the plain code in this one process: slower, for stepping through"

@@ -187,8 +187,8 @@ class Report:
         draw.strip(out / "dissolving.png", np.concatenate(dissolving), [f"t={t}" for t in ts])
 
         kept = self.reverse_process
-        shares = (1, 0.8, 0.6, 0.4, 0.3, 0.2, 0.1, 0.0)
-        rows = [min(kept, key=lambda t: abs(t - T * share)) for share in shares]
+        rows_at = (1, 0.8, 0.6, 0.4, 0.3, 0.2, 0.1, 0.0)
+        rows = [min(kept, key=lambda t: abs(t - T * share)) for share in rows_at]
         appearing = np.concatenate([kept[t] for t in rows])
         draw.grid(out / "appearing.png", appearing, 10, row_labels=[f"t = {t}" for t in rows])
         if self.args.gif:
@@ -267,7 +267,9 @@ def quality(
     features = [classifier.features(judging, images) for images in (train_x, test_x, x)]
     unit = np.sqrt(features[0].var(axis=0).mean())
     of_training, of_test_set, of_drawn = (of_images / unit for of_images in features)
-    floor, floor_std = digit_metrics.frechet_floor(of_training, train_label, of_test_set, label, rng)
+    floor, floor_std = digit_metrics.frechet_floor(
+        of_training, train_label, of_test_set, label, rng
+    )
     classes, some = classifier.predicted(judging, x), rng.permutation(len(test_x))[: len(x)]
     recognised = classifier.predicted(judging, test_x) == digits.test_label[of_test]
     agreement = {} if drawn_for is None else {"class_agreement": float((classes == label).mean())}

@@ -9,7 +9,23 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageColor
 
-from _page import CLOUD, DATA, EXACT, INK, MODEL, RULE, SCALE, SOFT, Axis, Extent, Figure, Panel, table, text_width, write
+from lab.page import (
+    CLOUD,
+    DATA,
+    EXACT,
+    INK,
+    MODEL,
+    RULE,
+    SCALE,
+    SOFT,
+    Axis,
+    Extent,
+    Figure,
+    Panel,
+    table,
+    text_width,
+    write,
+)
 
 Arrays = Sequence[np.ndarray]
 Drifts = Sequence[tuple[np.ndarray, np.ndarray] | None]
@@ -21,7 +37,11 @@ Drifts = Sequence[tuple[np.ndarray, np.ndarray] | None]
 def square_around(points: np.ndarray, cut: float = 0.5, margin: float = 0.08) -> Extent:
     """A square with equal scales that holds all points but `cut` per cent at each side, and a margin."""
     points = points[np.isfinite(points).all(axis=1)]
-    low, high = np.percentile(points, [cut, 100 - cut], axis=0) if len(points) else np.array([[-1.0, -1.0], [1.0, 1.0]])
+    low, high = (
+        np.percentile(points, [cut, 100 - cut], axis=0)
+        if len(points)
+        else np.array([[-1.0, -1.0], [1.0, 1.0]])
+    )
     (x, y), half = (low + high) / 2, (0.5 + margin) * float((high - low).max()) or 1.0
     return float(x - half), float(x + half), float(y - half), float(y + half)
 
@@ -38,7 +58,11 @@ def lattice(extent: Extent, n: int = 16) -> np.ndarray:
 def unit_of(vectors: np.ndarray) -> float:
     """The length that one vector in four exceeds."""
     length = np.hypot(*vectors.T)
-    return float(np.percentile(length[np.isfinite(length)], 75)) or 1.0 if np.isfinite(length).any() else 1.0
+    return (
+        float(np.percentile(length[np.isfinite(length)], 75)) or 1.0
+        if np.isfinite(length).any()
+        else 1.0
+    )
 
 
 def view(extent: Extent, side: int) -> Panel:
@@ -62,7 +86,9 @@ def clouds(path: str | Path, named: dict[str, np.ndarray]) -> None:
 
 def rows_of_clouds(path: str | Path, named: dict[str, list[np.ndarray]]) -> None:
     """For each name a row of clouds, on one scale: that of the last ones."""
-    extent = square_around(np.concatenate([clouds[-1] for clouds in named.values()]), cut=0.1, margin=0.25)
+    extent = square_around(
+        np.concatenate([clouds[-1] for clouds in named.values()]), cut=0.1, margin=0.25
+    )
     rows = []
     for clouds in named.values():
         panels = [view(extent, 190) for _ in clouds]
@@ -73,7 +99,11 @@ def rows_of_clouds(path: str | Path, named: dict[str, list[np.ndarray]]) -> None
 
 
 def cloud_table(
-    path: str | Path, clouds: dict[tuple[str, int], np.ndarray], names: Sequence[str], counts: Sequence[int], title: str
+    path: str | Path,
+    clouds: dict[tuple[str, int], np.ndarray],
+    names: Sequence[str],
+    counts: Sequence[int],
+    title: str,
 ) -> None:
     """A cloud for each name, in rows, and each number, in columns under the title with that number in it, all on one scale."""
     extent = square_around(clouds[names[0], counts[-1]])
@@ -84,11 +114,18 @@ def cloud_table(
         return panel.image
 
     rows = [[picture(clouds[name, count]) for count in counts] for name in names]
-    table(rows, [title.format(count) for count in counts], [[(name, INK)] for name in names]).save(path)
+    table(rows, [title.format(count) for count in counts], [[(name, INK)] for name in names]).save(
+        path
+    )
 
 
 def reverse_process(
-    path: str | Path, ts: Sequence[int], forward_clouds: Arrays, reverse_clouds: Arrays, drifts: Drifts, extent: Extent | None = None
+    path: str | Path,
+    ts: Sequence[int],
+    forward_clouds: Arrays,
+    reverse_clouds: Arrays,
+    drifts: Drifts,
+    extent: Extent | None = None,
 ) -> None:
     """The two processes and the drift between them, a column for each t: the figure of Sohl-Dickstein et al. 2015, arXiv:1503.03585.
 
@@ -117,7 +154,8 @@ def reverse_process(
     labels = [
         [("forward process", DATA), ("x_{t} from q", SOFT), ("data to noise", SOFT)],
         [("reverse process", MODEL), ("x_{t} from p", SOFT), ("noise to data", SOFT)],
-        [("drift of a step back", INK), ("mean(x_{t}) \u2212 x_{t}", SOFT)] + [("both clouds at t = 0", SOFT)] * (drifts[0] is None),
+        [("drift of a step back", INK), ("mean(x_{t}) \u2212 x_{t}", SOFT)]
+        + [("both clouds at t = 0", SOFT)] * (drifts[0] is None),
     ]
     table([*zip(*columns, strict=True)], [f"t = {t}" for t in ts], labels).save(path)
 
@@ -154,7 +192,10 @@ def score_field(
             errors.append(error_map(extent, cloud, learned[i], exact[i], unit).image)
         field.arrows(points, learned[i], unit, MODEL)
         fields.append(field.image)
-    labels = [[(names[0], MODEL), (names[1], EXACT)], [("size of the error", MODEL), ("(longest arrow: 1)", SOFT)]]
+    labels = [
+        [(names[0], MODEL), (names[1], EXACT)],
+        [("size of the error", MODEL), ("(longest arrow: 1)", SOFT)],
+    ]
     rows, labels = ([fields, errors], labels) if errors else ([fields], [labels[0][:1]])
     figure = table(rows, [f"t = {t}" for t in ts], labels)
     if errors:
@@ -163,12 +204,16 @@ def score_field(
 
 
 @np.errstate(all="ignore")
-def error_map(extent: Extent, cloud: np.ndarray, learned: np.ndarray, exact: np.ndarray, unit: float) -> Panel:
+def error_map(
+    extent: Extent, cloud: np.ndarray, learned: np.ndarray, exact: np.ndarray, unit: float
+) -> Panel:
     """|learned - exact| / unit in the cells of a lattice, from white at 0.01 to full colour at 1 in steps of equal ratio."""
     panel, n = view(extent, 250), math.isqrt(len(exact))
     error = np.hypot(*(learned - exact).T) / unit
     shades = mix(MODEL, Axis(0.01, 1, log=True).place(error)).reshape(n, n, 3)
-    panel.image.paste(Image.fromarray(shades[::-1]).resize(panel.image.size, Image.Resampling.NEAREST))
+    panel.image.paste(
+        Image.fromarray(shades[::-1]).resize(panel.image.size, Image.Resampling.NEAREST)
+    )
     panel.dots(cloud, INK, alpha=0.15, radius=0.7)
     return panel
 
@@ -202,11 +247,23 @@ def numbers(ticks: Sequence[float]) -> list[str]:
         texts = [f"{tick:.{decimals}f}" if even else f"{tick:g}" for tick in ticks]
     else:
         parts = [f"{tick:e}".split("e") for tick in ticks]
-        texts = [f"{float(digits):g} \u00d7 10^{{{int(power)}}}" if float(digits) else "0" for digits, power in parts]
+        texts = [
+            f"{float(digits):g} \u00d7 10^{{{int(power)}}}" if float(digits) else "0"
+            for digits, power in parts
+        ]
     return [re.sub("^1 \u00d7 ", "", text).replace("-", "\u2212") for text in texts]
 
 
-def chart(figure: Figure, top: float, height: int, series: Sequence[Series], x: Axis, y: Axis, xlabel: str, ylabel: str) -> None:
+def chart(
+    figure: Figure,
+    top: float,
+    height: int,
+    series: Sequence[Series],
+    x: Axis,
+    y: Axis,
+    xlabel: str,
+    ylabel: str,
+) -> None:
     """Lines between a row with the scale's name and the legend above, and the ticks of x below."""
     left, width = 74, figure.image.width // SCALE - 74 - 30
     panel = Panel(width, height, x, y)
@@ -225,7 +282,9 @@ def chart(figure: Figure, top: float, height: int, series: Sequence[Series], x: 
     figure.text(left + width / 2, top + height + 42, xlabel, 14, INK, align=0.5)
     legend = series if len(series) > 1 else []
     room = width - sum(text_width(s.label, 14) + 44 for s in legend)
-    figure.text(left, top - (14 if text_width(ylabel, 14) < room else 36), ylabel, 14, INK)  # above a legend that needs the row
+    figure.text(
+        left, top - (14 if text_width(ylabel, 14) < room else 36), ylabel, 14, INK
+    )  # above a legend that needs the row
     right = float(left + width)
     for s in reversed(legend):
         right -= text_width(s.label, 14)
@@ -235,7 +294,13 @@ def chart(figure: Figure, top: float, height: int, series: Sequence[Series], x: 
 
 
 def curves(
-    path: str | Path, series: Sequence[Series], xlabel: str, ylabel: str, log_x: bool = False, log_y: bool = False, height: int = 420
+    path: str | Path,
+    series: Sequence[Series],
+    xlabel: str,
+    ylabel: str,
+    log_x: bool = False,
+    log_y: bool = False,
+    height: int = 420,
 ) -> None:
     """A chart of lines. A value that is not finite, or has no place on a logarithmic scale, leaves a gap.
 
@@ -253,7 +318,11 @@ def curves(
 
 
 def loss_over_t(
-    path: str | Path, t: np.ndarray, loss: np.ndarray, floor: np.ndarray | None = None, excess: np.ndarray | None = None
+    path: str | Path,
+    t: np.ndarray,
+    loss: np.ndarray,
+    floor: np.ndarray | None = None,
+    excess: np.ndarray | None = None,
 ) -> None:
     """The loss at each t on the loss that no predictor can go below, and under it what the network adds.
 
@@ -272,7 +341,16 @@ def loss_over_t(
     y = Axis.around(np.concatenate([s.y for s in upper]))
     chart(figure, 50, 308, upper, x, y, "t" if excess is None else "", "loss for each dimension")
     if excess is not None:
-        chart(figure, 438, 180, [Series("excess", t, excess)], x, Axis.around(excess, log=True), "t", "excess over the irreducible loss")
+        chart(
+            figure,
+            438,
+            180,
+            [Series("excess", t, excess)],
+            x,
+            Axis.around(excess, log=True),
+            "t",
+            "excess over the irreducible loss",
+        )
     figure.save(path)
 
 
@@ -282,13 +360,23 @@ def loss_over_t(
 def rows_of(images: np.ndarray, columns: int, zoom: int) -> list[list[Image.Image]]:
     """Grey images, uint8 of shape (N, H, W), laid out in rows, every pixel a square of zoom x zoom."""
     if images.dtype != np.uint8 or images.ndim != 3 or not len(images):
-        raise ValueError(f"images must be uint8 of shape (N, H, W), got {images.dtype} of shape {images.shape}")
+        raise ValueError(
+            f"images must be uint8 of shape (N, H, W), got {images.dtype} of shape {images.shape}"
+        )
     large = images.repeat(zoom * SCALE, axis=1).repeat(zoom * SCALE, axis=2)
-    return [[Image.fromarray(image) for image in large[i : i + columns]] for i in range(0, len(large), columns)]
+    return [
+        [Image.fromarray(image) for image in large[i : i + columns]]
+        for i in range(0, len(large), columns)
+    ]
 
 
 def grid(
-    path: str | Path, images: np.ndarray, columns: int, column_labels: Sequence[str] = (), row_labels: Sequence[str] = (), zoom: int = 2
+    path: str | Path,
+    images: np.ndarray,
+    columns: int,
+    column_labels: Sequence[str] = (),
+    row_labels: Sequence[str] = (),
+    zoom: int = 2,
 ) -> None:
     """Grey images in rows, as a PNG.
 
@@ -308,7 +396,9 @@ def strip(path: str | Path, images: np.ndarray, labels: Sequence[str] = (), zoom
     grid(path, images, len(images), labels, zoom=zoom)
 
 
-def animation(path: str | Path, clouds: Arrays, ts: Sequence[int], extent: Extent | None = None) -> None:
+def animation(
+    path: str | Path, clouds: Arrays, ts: Sequence[int], extent: Extent | None = None
+) -> None:
     """Points on their way from x_T to x_0, as a GIF.
 
     Parameters
@@ -327,15 +417,23 @@ def animation(path: str | Path, clouds: Arrays, ts: Sequence[int], extent: Exten
     film(path, pictures, ts)
 
 
-def animation_images(path: str | Path, batches: Arrays, ts: Sequence[int], columns: int, zoom: int = 2) -> None:
+def animation_images(
+    path: str | Path, batches: Arrays, ts: Sequence[int], columns: int, zoom: int = 2
+) -> None:
     """Grey images on their way from x_T to x_0, as a GIF: `animation` with frames of uint8, (N, H, W), laid out as in `grid`."""
-    film(path, [table(rows_of(images, columns, zoom), gap=2, margin=0).image for images in batches], ts)
+    film(
+        path,
+        [table(rows_of(images, columns, zoom), gap=2, margin=0).image for images in batches],
+        ts,
+    )
 
 
 def film(path: str | Path, pictures: Sequence[Image.Image], ts: Sequence[int]) -> None:
     """The pictures one after another, the last for two seconds, each over its t and a line that grows from T to 0."""
     palette = Image.new("P", (1, 1))  # of 16 oranges and 16 greys
-    palette.putpalette(np.concatenate([mix(color, np.linspace(0, 1, 16)) for color in (MODEL, INK)]).tobytes())
+    palette.putpalette(
+        np.concatenate([mix(color, np.linspace(0, 1, 16)) for color in (MODEL, INK)]).tobytes()
+    )
     frames = []
     for picture, t in zip(pictures, ts, strict=True):
         width, height = picture.width // SCALE, picture.height // SCALE
@@ -343,7 +441,18 @@ def film(path: str | Path, pictures: Sequence[Image.Image], ts: Sequence[int]) -
         figure.put(picture, 10, 10)
         figure.text(10, height + 33, f"t = {t}", 15)
         figure.rule(90, height + 28, width + 10, height + 28, RULE, 2)
-        figure.rule(90, height + 28, 90 + (1 - t / max(*ts, 1)) * (width - 80), height + 28, MODEL, 2)
+        figure.rule(
+            90, height + 28, 90 + (1 - t / max(*ts, 1)) * (width - 80), height + 28, MODEL, 2
+        )
         frames.append(figure.reduced().quantize(palette=palette, dither=Image.Dither.NONE))
     durations = [60] * (len(frames) - 1) + [2000]
-    write(frames[0], path, "GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0, optimize=False)
+    write(
+        frames[0],
+        path,
+        "GIF",
+        save_all=True,
+        append_images=frames[1:],
+        duration=durations,
+        loop=0,
+        optimize=False,
+    )

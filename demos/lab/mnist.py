@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
+from lab.errors import UserError
+from lab.files import write_bytes
+from lab.progress import Line
 from npdiff.backend import Array, to_numpy
-from npdiff.kit.errors import UserError
-from npdiff.kit.files import write_bytes
-from npdiff.kit.progress import Line
 
 SHA256 = {  # of the decompressed bytes
     "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
@@ -27,9 +27,14 @@ SHA256 = {  # of the decompressed bytes
     "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
     "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
-SHIPPED_SHA256 = "1608be5e0f4d15b3d75c9a31b0f125edf28b198d644d1560b6f12ba9d85978d7"  # of demos/mnist_5000.npz
+SHIPPED_SHA256 = (
+    "1608be5e0f4d15b3d75c9a31b0f125edf28b198d644d1560b6f12ba9d85978d7"  # of demos/mnist_5000.npz
+)
 SHIPPED_TEST = 50  # digits of each class, the last of the shipped ones: kept aside as test digits
-MIRRORS = ("https://ossci-datasets.s3.amazonaws.com/mnist/", "https://storage.googleapis.com/cvdf-datasets/mnist/")
+MIRRORS = (
+    "https://ossci-datasets.s3.amazonaws.com/mnist/",
+    "https://storage.googleapis.com/cvdf-datasets/mnist/",
+)
 TIMEOUT = 20.0  # seconds without an answer, or without a further byte
 
 
@@ -72,14 +77,21 @@ def digits(data_dir: Path | None, shipped: Path) -> Digits:
     folders = look_up_order() if data_dir is None else [data_dir]
     found = {name: path for name in SHA256 if (path := find(name, folders))}
     if data_dir is not None and len(found) < len(SHA256):
-        raise UserError(f"--data-dir {data_dir}: needs {', '.join(SHA256)}, with .gz or without; leave the flag out to download them")
+        raise UserError(
+            f"--data-dir {data_dir}: needs {', '.join(SHA256)}, with .gz or without; leave the flag out to download them"
+        )
     raw = {name: read(path) for name, path in found.items()}
     missing = [name for name in SHA256 if name not in raw]
     try:
         raw |= {name: download(name) for name in missing}
     except Unobtainable as error:
-        return from_shipped(shipped, f"{missing[0]} is not in {' or '.join(map(str, folders))}, and {error}")
-    places = [*dict.fromkeys(str(path.parent) for path in found.values()), *(["the mirrors"] if missing else [])]
+        return from_shipped(
+            shipped, f"{missing[0]} is not in {' or '.join(map(str, folders))}, and {error}"
+        )
+    places = [
+        *dict.fromkeys(str(path.parent) for path in found.values()),
+        *(["the mirrors"] if missing else []),
+    ]
     note = f"MNIST: 60,000 training and 10,000 test digits from {' and '.join(places)}"
     train_x, train_label, test_x, test_label = (raw[name] for name in SHA256)
     return Digits(images(train_x), labels(train_label), images(test_x), labels(test_label), note)
@@ -101,22 +113,44 @@ def cache_folder() -> Path:
 def look_up_order() -> list[Path]:
     """The folders to look in: $NPDIFF_DATA, $XDG_CACHE_HOME/npdiff, ~/.cache/npdiff."""
     named = os.environ.get("NPDIFF_DATA")
-    return list(dict.fromkeys([*([Path(named)] if named else []), cache_folder(), Path(os.path.expanduser("~/.cache/npdiff"))]))
+    return list(
+        dict.fromkeys(
+            [
+                *([Path(named)] if named else []),
+                cache_folder(),
+                Path(os.path.expanduser("~/.cache/npdiff")),
+            ]
+        )
+    )
 
 
 def find(name: str, folders: list[Path]) -> Path | None:
     """The first of folder/name and folder/name.gz that is there."""
-    return next((path for folder in folders for path in (folder / name, folder / f"{name}.gz") if os.path.exists(path)), None)
+    return next(
+        (
+            path
+            for folder in folders
+            for path in (folder / name, folder / f"{name}.gz")
+            if os.path.exists(path)
+        ),
+        None,
+    )
 
 
 def read(path: Path) -> bytes:
     """The decompressed bytes of one of the four files. UserError, naming it, where they are not the published ones."""
     try:
-        return checked(path.name.removesuffix(".gz"), path.read_bytes(), compressed=path.suffix == ".gz")
+        return checked(
+            path.name.removesuffix(".gz"), path.read_bytes(), compressed=path.suffix == ".gz"
+        )
     except ValueError as error:
-        raise UserError(f"{path}: {error}; it is left as it is: remove it, or put a whole one in its place") from error
+        raise UserError(
+            f"{path}: {error}; it is left as it is: remove it, or put a whole one in its place"
+        ) from error
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({reason(error)}); make it readable, or move it away") from error
+        raise UserError(
+            f"{path}: cannot be read ({reason(error)}); make it readable, or move it away"
+        ) from error
 
 
 def checked(name: str, data: bytes, compressed: bool) -> bytes:
@@ -172,7 +206,9 @@ def fetch(url: str, line: Line) -> bytes:
 def reason(error: Exception) -> str:
     """What went wrong, in a few words on one line."""
     cause = getattr(error, "reason", error)  # a URLError has a reason, often an OSError
-    return (str(getattr(cause, "strerror", None) or cause).strip() or type(cause).__name__).splitlines()[0]
+    return (
+        str(getattr(cause, "strerror", None) or cause).strip() or type(cause).__name__
+    ).splitlines()[0]
 
 
 def from_shipped(shipped: Path, why: str) -> Digits:
@@ -181,9 +217,13 @@ def from_shipped(shipped: Path, why: str) -> Digits:
     try:
         data = shipped.read_bytes()
     except OSError as error:
-        raise UserError(f"{shipped}: cannot be read ({reason(error)}), and {why}; {by_hand}") from error
+        raise UserError(
+            f"{shipped}: cannot be read ({reason(error)}), and {why}; {by_hand}"
+        ) from error
     if hashlib.sha256(data).hexdigest() != SHIPPED_SHA256:
-        raise UserError(f"{shipped}: not the file that is shipped, or damaged, and {why}; {by_hand}")
+        raise UserError(
+            f"{shipped}: not the file that is shipped, or damaged, and {why}; {by_hand}"
+        )
     with np.load(io.BytesIO(data)) as file:
         x, label = file["x"], file["label"].astype(np.int64)
     test = np.zeros(len(label), bool)

@@ -3,13 +3,11 @@
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from typing import TextIO, TypeVar
+from typing import TextIO
 
 from npdiff.backend import Array
 from npdiff.sampler import Step
 from npdiff.train import TrainStep
-
-Item = TypeVar("Item")
 
 
 class Line:
@@ -95,16 +93,6 @@ def sampling(steps: Iterable[Step], points: int, unit: str = "points") -> Iterat
             left = duration(line.seconds() * step.t_prev / (T - step.t_prev))
             text = f"sampling {points:,} {unit}   t {step.t_prev:>{len(str(T))}}   {left} left"
             line.show(text, last=step.t_prev == 0)
-        yield step
-
-
-def counted(steps: Iterable[Item], total: int, what: str) -> Iterator[Item]:
-    """The same steps, with a progress line: how many of `total` are done, and the time left."""
-    line = Line()
-    for i, step in enumerate(steps, start=1):
-        if line.due() or i == total:
-            left = duration(line.seconds() * (total - i) / i)
-            line.show(f"{what}   step {i:>{len(str(total))}}/{total}   {left} left", last=i == total)
         yield step
 
 

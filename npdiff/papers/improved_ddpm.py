@@ -134,7 +134,7 @@ def vlb(
     r = xp.maximum(s.beta_tilde / var, 1e-30)  # 0 at t = 1, where L_0 takes its place below
     nats = 0.5 * (r - 1 - xp.log(r) + d**2 / var)
     grad_mean, grad_log_var = -d / var, 0.5 * (1 - (s.beta_tilde + d**2) / var)
-    first = np.flatnonzero(t == 1)
+    first = xp.asarray(np.flatnonzero(t == 1))
     if len(first):
         mean = x_0[first] - d[first]
         decode = discretised_decoder if discretised else gaussian_decoder
