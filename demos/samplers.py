@@ -38,11 +38,11 @@ ROLL = exact.SwissRoll()
 # log(noise/signal) of the first and the last level: from a hundredth of the data's width to thirty
 # times it.
 LEVELS = -4.5, 3.5
-EVALUATIONS = (5, 10, 20, 50, 100)
+BUDGETS = (5, 10, 20, 50, 100)  # evaluations of the predictor
 COLORS = ("#1f4e79", "#d5600f", "#3a8f5c", "#8e5ea2", "#b8860b", "#666666")
 
-Distances = dict[str, dict[str, list[float]]]  # by model, then by method, for each work
-Clouds = dict[tuple[str, int], np.ndarray]  # by method and work, (N, 2) each
+Distances = dict[str, dict[str, list[float]]]  # by model, then by method, for each budget
+Clouds = dict[tuple[str, int], np.ndarray]  # by method and budget, (N, 2) each
 
 
 def uniform(T: int) -> Schedule:
@@ -112,7 +112,7 @@ def sample(
 
 
 def measure_distances(
-    models: dict[str, Model], n: int, works: Sequence[int], rng: np.random.Generator, xp: Any
+    models: dict[str, Model], n: int, budgets: Sequence[int], rng: np.random.Generator, xp: Any
 ) -> tuple[Distances, Clouds]:
     """The energy distance x 1000 of each method to fresh data; and the clouds of the last model."""
     z, fresh = rng.standard_normal((n, 2), dtype=np.float32), ROLL.sample(n, rng)
@@ -120,13 +120,13 @@ def measure_distances(
     clouds: Clouds = {}
     for model_name, model in models.items():
         print(f"\nenergy distance x 1000 to fresh data, {n:,} points: {model_name}")
-        print(f"{'evaluations':<22}" + "".join(f"{work:>9}" for work in works))
+        print(f"{'evaluations':<22}" + "".join(f"{budget:>9}" for budget in budgets))
         distances[model_name] = {}
         for name, method in METHODS.items():
             row = distances[model_name][name] = []
-            for work in works:
-                clouds[name, work] = sample(method, model, work, z, rng, xp)
-                row.append(1000 * energy_distance(clouds[name, work], fresh))
+            for budget in budgets:
+                clouds[name, budget] = sample(method, model, budget, z, rng, xp)
+                row.append(1000 * energy_distance(clouds[name, budget], fresh))
             print(f"{name:<22}" + "".join(f"{value:9.2f}" for value in row), flush=True)
     mean, std = real_against_real([ROLL.sample(n, rng) for _ in range(8)])
     print(f"{'real data':<22}{1000 * mean:9.2f} +- {1000 * std:.2f}")
@@ -227,7 +227,7 @@ def series_of(rows: dict[str, Any], x: Sequence[int], floor: float = -math.inf) 
     ]
 
 
-def draw_distances(out: Path, distances: Distances, clouds: Clouds, works: Sequence[int]) -> None:
+def draw_distances(out: Path, distances: Distances, clouds: Clouds, budgets: Sequence[int]) -> None:
     """The energy distances and the clouds.
 
     A distance below the spread of real data says no more than that, and is drawn at it.
@@ -235,11 +235,11 @@ def draw_distances(out: Path, distances: Distances, clouds: Clouds, works: Seque
     floor = distances["real data"]["std"][0]
     for model, path in (("the exact predictor", "exact"), ("the network", "network")):
         title = f"energy distance x 1000, down to the spread of real data: {model}"
-        series, log = series_of(distances[model], works, floor), dict(log_x=True, log_y=True)
+        series, log = series_of(distances[model], budgets, floor), dict(log_x=True, log_y=True)
         draw.curves(
             out / f"errors_{path}.png", series, "evaluations of the predictor", title, **log
         )
-    shown = [work for work in works if work <= 50]
+    shown = [budget for budget in budgets if budget <= 50]
     draw.cloud_table(out / "clouds.png", clouds, list(METHODS), shown, "{} evaluations")
 
 
@@ -254,17 +254,17 @@ def main(args: argparse.Namespace) -> None:
     perfect = Model(ROLL.predictor, lambda schedule: score_sde.perfect(ROLL, schedule))
     models = {"the exact predictor": perfect, "the network": network}
 
-    works = EVALUATIONS[:2] if smoke else EVALUATIONS
-    distances, clouds = measure_distances(models, args.samples, works, rng, xp)
+    budgets = BUDGETS[:2] if smoke else BUDGETS
+    distances, clouds = measure_distances(models, args.samples, budgets, rng, xp)
     counts = [10, 20] if smoke else [20, 40, 80, 160, 320]
     errors = measure_orders(perfect, counts, rng)
     kl = measure_non_gaussianity(smoke, rng)
     gap_counts = [5, 10] if smoke else [10, 20, 40, 80, 160, 320]
     gaps = measure_ode_likelihood(models, gap_counts, 5 if smoke else 300, rng, xp)
 
-    samples = {f"{name}, {work}": cloud for (name, work), cloud in clouds.items()}
-    files.write_npz(out / "samples.npz", x=clouds["DDIM", works[-1]], **samples)
-    draw_distances(out, distances, clouds, works)
+    samples = {f"{name}, {budget}": cloud for (name, budget), cloud in clouds.items()}
+    files.write_npz(out / "samples.npz", x=clouds["DDIM", budgets[-1]], **samples)
+    draw_distances(out, distances, clouds, budgets)
     series, title = series_of(errors, counts), "distance to the ODE's point"
     draw.curves(out / "orders.png", series, "levels", title, log_x=True, log_y=True)
     series, title = series_of(gaps, gap_counts), "log-likelihood by the ODE minus true, nats"
@@ -276,7 +276,7 @@ def main(args: argparse.Namespace) -> None:
         "seed": args.seed,
         "loss": loss,
         "non_gaussianity": {str(T): row for T, row in kl.items()},
-        "evaluations": works,
+        "evaluations": budgets,
         "energy_distance_x_1000": distances,
         "levels": counts,
         "gap_levels": gap_counts,

@@ -72,7 +72,7 @@ def mean_kl(log_ratio: np.ndarray) -> float:
     The estimate is the mean of log_ratio + c (exp(-log_ratio) - 1). Since exp(-log_ratio) = p / q
     has mean 1 under q, the second term is a control variate: it adds no bias, whatever c is. The c
     of smallest variance is taken. Where p is close to q, it is near 1 and most of the error
-    cancels.
+    cancels. p / q must have a finite variance under q.
     """
     excess = np.expm1(-log_ratio)
     c = -np.cov(log_ratio, excess)[0, 1] / max(float(excess.var(ddof=1)), 1e-300)

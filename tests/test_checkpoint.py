@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
+from lab import checkpoint, files
+from lab.errors import UserError
 from npdiff.exact import Gaussian
-from npdiff.kit import checkpoint, files
-from npdiff.kit.errors import UserError
 from npdiff.nn import mlp
 from npdiff.schedule import linear
 from npdiff.train import start, train
@@ -27,13 +27,18 @@ def test_a_resumed_run_ends_with_the_same_numbers_to_the_bit(tmp_path, stop):
     for _ in zip(range(stop), steps_of(half, half_rng, 12), strict=False):
         pass
     checkpoint.save(tmp_path / "c.npz", half, half_rng, {"lr": 0.1})
-    other, other_rng = start(mlp.init(np.random.default_rng(9), hidden=8, layers=1)), np.random.default_rng(9)
+    other, other_rng = (
+        start(mlp.init(np.random.default_rng(9), hidden=8, layers=1)),
+        np.random.default_rng(9),
+    )
     checkpoint.load(tmp_path / "c.npz", other, other_rng)
     assert other.step == half.step
     list(steps_of(other, other_rng, 12))
     for name in checkpoint.VECTORS:
         assert np.array_equal(getattr(state, name), getattr(other, name))
-    assert np.array_equal(other.params["last"]["w"].ravel(), other.theta[-18:-2])  # the network sees theta, not a copy
+    assert np.array_equal(
+        other.params["last"]["w"].ravel(), other.theta[-18:-2]
+    )  # the network sees theta, not a copy
     assert rng.bit_generator.state == other_rng.bit_generator.state
 
 
@@ -84,13 +89,24 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "forged", [{"settings": "[1]"}, {"rng": "{}"}, {"step": [1, 2]}, {"step": -5}, {"step": "many"}, {"theta": [np.nan]}]
+    "forged",
+    [
+        {"settings": "[1]"},
+        {"rng": "{}"},
+        {"step": [1, 2]},
+        {"step": -5},
+        {"step": "many"},
+        {"theta": [np.nan]},
+    ],
 )
 def test_a_forged_checkpoint_is_refused(tmp_path, forged):
     path = tmp_path / "c.npz"
     checkpoint.save(path, *fresh(), {})
     with np.load(path) as file:
-        arrays = {**{name: file[name] for name in file}, **{name: np.array(value) for name, value in forged.items()}}
+        arrays = {
+            **{name: file[name] for name in file},
+            **{name: np.array(value) for name, value in forged.items()},
+        }
     np.savez(path, **arrays)
     with pytest.raises(UserError, match="damaged"):
         checkpoint.load(path, *fresh())

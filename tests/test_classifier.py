@@ -9,19 +9,23 @@ from conftest import EPS, EPS_32, seeds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import _classifier as classifier
-import _digit_metrics as metrics
-from npdiff.kit.gradcheck import check_pair, directional_error
-from npdiff.kit.mnist import Digits
+from lab import classifier
+from lab import digit_metrics as metrics
+from lab.mnist import Digits
+from npdiff.gradcheck import check_pair, directional_error
 from npdiff.nn.params import flatten, leaves, map_leaves, pack
 
-# A difference along a direction of length 1 with h = 1e-5 has an error of order h^2 times the third derivative, and rounding of
-# order EPS |loss| / h, some 1e-10; a wrong gradient is wrong by a tenth or more. A slope that happens to be small costs digits.
+# A difference along a direction of length 1 with h = 1e-5 has an error of order h^2 times the third
+# derivative, and rounding of order EPS |loss| / h, some 1e-10; a wrong gradient is wrong by a tenth
+# or more. A slope that happens to be small costs digits.
 GRADIENT = 1e-5
 
 
 def blobs(n, seed=0):
-    """n images of ten classes: class c is a spot of 5 x 5 pixels at the c-th place of a grid, on a noisy background."""
+    """n images of ten classes, (n, 28, 28), and their labels.
+
+    Class c is a spot of 5 x 5 pixels at the c-th place of a grid, on a noisy background.
+    """
     rng = np.random.default_rng(seed)
     label = rng.integers(0, 10, n)
     x = rng.integers(0, 40, (n, 28, 28)).astype(np.uint8)
@@ -50,7 +54,10 @@ def test_cross_entropy_gradient(seed, batch, classes):
     label = rng.integers(0, classes + 1, batch)
     forward = partial(classifier.cross_entropy_forward, label=label)
     errors = check_pair(
-        forward, lambda grad, cache: (classifier.cross_entropy_backward(grad, cache), {}), rng.standard_normal((batch, classes + 1)), rng
+        forward,
+        lambda grad, cache: (classifier.cross_entropy_backward(grad, cache), {}),
+        rng.standard_normal((batch, classes + 1)),
+        rng,
     )
     assert errors["x"] < GRADIENT
 
@@ -60,7 +67,13 @@ def test_cross_entropy_is_its_definition(seed, batch):
     rng = np.random.default_rng(seed)
     z, label = rng.standard_normal((batch, 4)), rng.integers(0, 4, batch)
     loss, _ = classifier.cross_entropy_forward(z, label)
-    expected = -sum(math.log(math.exp(row[c]) / sum(map(math.exp, row))) for row, c in zip(z.tolist(), label, strict=True)) / batch
+    expected = (
+        -sum(
+            math.log(math.exp(row[c]) / sum(map(math.exp, row)))
+            for row, c in zip(z.tolist(), label, strict=True)
+        )
+        / batch
+    )
     assert loss == pytest.approx(expected, rel=50 * EPS, abs=50 * EPS)
 
 
@@ -75,7 +88,7 @@ def test_large_logits_overflow_nowhere(dtype):
 
 
 def test_every_parameter_of_the_classifier_and_its_input_have_their_gradient():
-    """One random direction for each leaf: an error in a small leaf would be lost in a direction of the whole theta."""
+    """One random direction for each leaf: in one of the whole theta a small leaf would be lost."""
     rng = np.random.default_rng(0)
     _, params = pack(random_params(rng))
     x, label = rng.standard_normal((3, 28, 28, 1)), np.array([2, 0, 1])
@@ -85,9 +98,15 @@ def test_every_parameter_of_the_classifier_and_its_input_have_their_gradient():
         return *classifier.cross_entropy_forward(z, label), cache
 
     _, loss_cache, cache = loss_at(x)
-    grad_x, grads = classifier.backward(params, cache, classifier.cross_entropy_backward(1.0, loss_cache))
-    assert min(directional_error(lambda x: loss_at(x)[0], x, grad_x, rng) for _ in range(2)) < GRADIENT
-    assert list(grads) == list(params) and all(list(grads[name]) == list(params[name]) for name in params)
+    grad_x, grads = classifier.backward(
+        params, cache, classifier.cross_entropy_backward(1.0, loss_cache)
+    )
+    assert (
+        min(directional_error(lambda x: loss_at(x)[0], x, grad_x, rng) for _ in range(2)) < GRADIENT
+    )
+    assert list(grads) == list(params) and all(
+        list(grads[name]) == list(params[name]) for name in params
+    )
     for leaf, grad in zip(leaves(params), leaves(grads), strict=True):
         kept = leaf.copy()
 
@@ -107,7 +126,9 @@ def test_a_device_array_is_never_waited_for_and_gives_the_same():
     def gradient(params, x):
         z, cache = classifier.forward(params, x)
         loss, loss_cache = classifier.cross_entropy_forward(z, label)
-        return loss, classifier.backward(params, cache, classifier.cross_entropy_backward(1.0, loss_cache))
+        return loss, classifier.backward(
+            params, cache, classifier.cross_entropy_backward(1.0, loss_cache)
+        )
 
     loss, (grad_x, grads) = gradient(params, x)
     params, x = map_leaves(strict_array.asarray, params), strict_array.asarray(x)
@@ -134,7 +155,9 @@ def test_training_starts_at_log_10_and_lowers_the_loss():
     digits = few_digits(500)
     for step in classifier.train(digits, np.random.default_rng(0), steps=150):
         if step.step == 1:
-            assert step.loss == pytest.approx(math.log(10), rel=4 * EPS_32)  # the last layer is 0: all classes are equal
+            assert step.loss == pytest.approx(
+                math.log(10), rel=4 * EPS_32
+            )  # the last layer is 0: all classes are equal
             assert step.loss.dtype == np.float32
     assert step.step == 150 and step.loss < math.log(10) / 2
     found = classifier.predicted(step.params, digits.test_x)
@@ -144,11 +167,20 @@ def test_training_starts_at_log_10_and_lowers_the_loss():
 def test_pieces_change_nothing(monkeypatch):
     digits, params = few_digits(), classifier.init(np.random.default_rng(0))
     params["last"]["w"] += np.random.default_rng(1).standard_normal((128, 10), dtype=np.float32)
-    whole, found = classifier.features(params, digits.train_x), classifier.predicted(params, digits.train_x)
+    whole, found = (
+        classifier.features(params, digits.train_x),
+        classifier.predicted(params, digits.train_x),
+    )
     monkeypatch.setattr(classifier, "PIECE", 33)
     assert whole.shape == (100, 128) and whole.dtype == np.float32
-    # A feature is a sum of 1,024 terms that are themselves such sums; the order of summing depends on the size of the product.
-    np.testing.assert_allclose(classifier.features(params, digits.train_x), whole, rtol=0, atol=1024 * EPS_32 * np.abs(whole).max())
+    # A feature is a sum of 1,024 terms that are themselves such sums. The order of summing depends on
+    # the size of the product.
+    np.testing.assert_allclose(
+        classifier.features(params, digits.train_x),
+        whole,
+        rtol=0,
+        atol=1024 * EPS_32 * np.abs(whole).max(),
+    )
     z, _ = classifier.forward(params, classifier.to_model(digits.train_x))
     assert np.array_equal(found, z.argmax(axis=1)) and len(set(found)) > 1
 
@@ -173,7 +205,11 @@ def test_a_kept_classifier_is_loaded_and_not_trained_again(tmp_path, trainings):
     digits, folder = few_digits(), tmp_path / "new" / "folder"
     params = classifier.load_or_train(digits, folder, steps=2)
     again = classifier.load_or_train(digits, folder, steps=2)
-    assert trainings == [2] and np.array_equal(flatten(params), flatten(again)) and again["last"]["w"].any()
+    assert (
+        trainings == [2]
+        and np.array_equal(flatten(params), flatten(again))
+        and again["last"]["w"].any()
+    )
     assert [path.name for path in folder.iterdir()] == ["classifier_of_100.npz"]
     np.load(folder / "classifier_of_100.npz", allow_pickle=False)["theta"]
 
@@ -203,7 +239,9 @@ def key_and_steps(path):
         return str(file["key"]), int(file["steps"])
 
 
-def test_another_version_other_labels_and_another_network_are_stale(tmp_path, trainings, monkeypatch):
+def test_another_version_other_labels_and_another_network_are_stale(
+    tmp_path, trainings, monkeypatch
+):
     digits = few_digits()
     classifier.load_or_train(digits, tmp_path, steps=1)
     monkeypatch.setattr(classifier, "VERSION", classifier.VERSION + 1)
@@ -212,7 +250,9 @@ def test_another_version_other_labels_and_another_network_are_stale(tmp_path, tr
     classifier.load_or_train(other, tmp_path, steps=1)
     assert len(trainings) == 3
     key, steps = key_and_steps(tmp_path / "classifier_of_100.npz")
-    np.savez(tmp_path / "classifier_of_100.npz", theta=np.zeros(5, np.float32), key=key, steps=steps)
+    np.savez(
+        tmp_path / "classifier_of_100.npz", theta=np.zeros(5, np.float32), key=key, steps=steps
+    )
     classifier.load_or_train(other, tmp_path, steps=1)
     classifier.load_or_train(other, tmp_path, steps=1)
     assert len(trainings) == 4
@@ -224,7 +264,12 @@ def test_where_it_cannot_be_kept_it_is_trained_and_a_line_says_so(tmp_path, trai
         params = classifier.load_or_train(few_digits(), folder, steps=1)
         assert params["last"]["w"].shape == (128, 10)
         lines = capsys.readouterr().out.splitlines()
-        assert len(lines) == 2 and lines[0].startswith("training the classifier 1/1") and str(folder) in lines[1] and "not kept" in lines[1]
+        assert (
+            len(lines) == 2
+            and lines[0].startswith("training the classifier 1/1")
+            and str(folder) in lines[1]
+            and "not kept" in lines[1]
+        )
     assert trainings == [1, 1] and [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
@@ -232,14 +277,15 @@ def test_where_it_cannot_be_kept_it_is_trained_and_a_line_says_so(tmp_path, trai
 
 
 def with_moments(n, mean, factor, rng):
-    """n points whose sample mean is `mean` and whose sample covariance is factor factor^T, to rounding."""
+    """n points with the sample mean `mean` and the sample covariance factor factor^T, to rounding."""
     x = rng.standard_normal((n, len(mean)))
     x -= x.mean(axis=0)
     x = x @ np.linalg.inv(np.linalg.cholesky(np.cov(x, rowvar=False))).T
     return np.array(mean) + x @ np.array(factor).T
 
 
-# Covariances have eigenvalues of at most some 100, the sums F = 5 terms; a root loses a factor sqrt(condition), some 100, of its digits.
+# Covariances have eigenvalues of at most some 100, and the sums have F = 5 terms. A root loses a
+# factor sqrt(condition), some 100, of its digits.
 FRECHET = 1e4 * 5 * 100 * EPS
 
 
@@ -247,7 +293,11 @@ FRECHET = 1e4 * 5 * 100 * EPS
 def test_frechet_of_covariances_that_commute(seed, F):
     """sum of (m_a - m_b)^2 + (s_a - s_b)^2 along common axes, in whatever way these are turned."""
     rng = np.random.default_rng(seed)
-    m_a, m_b, (s_a, s_b) = rng.standard_normal(F), rng.standard_normal(F), rng.uniform(0.1, 3, (2, F))
+    m_a, m_b, (s_a, s_b) = (
+        rng.standard_normal(F),
+        rng.standard_normal(F),
+        rng.uniform(0.1, 3, (2, F)),
+    )
     axes, _ = np.linalg.qr(rng.standard_normal((F, F)))
     a, b = with_moments(30, m_a, axes * s_a, rng), with_moments(40, m_b, axes * s_b, rng)
     expected = ((m_a - m_b) ** 2).sum() + ((s_a - s_b) ** 2).sum()
@@ -258,11 +308,18 @@ def test_frechet_of_covariances_that_commute(seed, F):
 def test_frechet_of_covariances_that_do_not_commute(seed):
     """In two dimensions tr r = sqrt(tr r^2 + 2 det r), here for r^2 = C_a C_b."""
     rng = np.random.default_rng(seed)
-    m, L_a, L_b = rng.standard_normal(2), *(np.diag([1.0, 0.5]) + rng.uniform(-0.3, 0.3, (2, 2)) for _ in range(2))
+    m, L_a, L_b = (
+        rng.standard_normal(2),
+        *(np.diag([1.0, 0.5]) + rng.uniform(-0.3, 0.3, (2, 2)) for _ in range(2)),
+    )
     C_a, C_b = L_a @ L_a.T, L_b @ L_b.T
     a, b = with_moments(30, [0, 0], L_a, rng), with_moments(40, m, L_b, rng)
-    trace_of_root = math.sqrt(np.trace(C_a @ C_b) + 2 * math.sqrt(np.linalg.det(C_a) * np.linalg.det(C_b)))
-    assert metrics.frechet(a, b) == pytest.approx(m @ m + np.trace(C_a + C_b) - 2 * trace_of_root, rel=0, abs=FRECHET)
+    trace_of_root = math.sqrt(
+        np.trace(C_a @ C_b) + 2 * math.sqrt(np.linalg.det(C_a) * np.linalg.det(C_b))
+    )
+    assert metrics.frechet(a, b) == pytest.approx(
+        m @ m + np.trace(C_a + C_b) - 2 * trace_of_root, rel=0, abs=FRECHET
+    )
 
 
 @given(seeds, st.integers(2, 30), st.integers(1, 20))
@@ -277,8 +334,14 @@ def test_frechet_of_a_set_with_itself_is_0_and_of_a_shifted_one_the_shift(seed, 
 
 def test_the_floor_of_all_training_digits_is_their_distance():
     rng = np.random.default_rng(0)
-    train, test, label = rng.standard_normal((50, 3)), rng.standard_normal((40, 3)), rng.integers(0, 3, 50)
-    mean, std = metrics.frechet_floor(train, label, test, label, rng)  # without repeats: in another order, the same 50
+    train, test, label = (
+        rng.standard_normal((50, 3)),
+        rng.standard_normal((40, 3)),
+        rng.integers(0, 3, 50),
+    )
+    mean, std = metrics.frechet_floor(
+        train, label, test, label, rng
+    )  # without repeats: in another order, the same 50
     assert mean == pytest.approx(metrics.frechet(train, test), abs=FRECHET) and std < FRECHET
 
 
@@ -290,12 +353,19 @@ def test_the_floor_draws_as_many_digits_of_each_class_as_were_drawn():
         rng.standard_normal((200, 2)) + 50 * np.repeat([0, 1], [150, 50])[:, None],
     )
     mean, std = metrics.frechet_floor(train, train_label, test, label, rng)
-    assert 0 < std < mean < 5  # with two halves, as the training set has, the mean alone would be off by 2 * 12.5^2
-    assert metrics.frechet_floor(train, train_label, test, np.array([0, 1] * 20), rng)[0] > 2 * 12.5**2 / 1.2
+    assert (
+        0 < std < mean < 5
+    )  # with two halves, as the training set has, the mean alone would be off by 2 * 12.5^2
+    assert (
+        metrics.frechet_floor(train, train_label, test, np.array([0, 1] * 20), rng)[0]
+        > 2 * 12.5**2 / 1.2
+    )
 
 
 def test_histogram_error_is_the_largest_difference_of_shares():
-    assert metrics.histogram_error(np.array([0, 0, 1, 3]), np.array([0, 1, 1, 2, 2, 2, 2, 2])) == 0.625  # of class 2: 0 against 5/8
+    assert (
+        metrics.histogram_error(np.array([0, 0, 1, 3]), np.array([0, 1, 1, 2, 2, 2, 2, 2])) == 0.625
+    )  # of class 2: 0 against 5/8
     assert metrics.histogram_error(np.array([9]), np.array([0])) == 1.0
     assert metrics.histogram_error(np.array([0, 1]), np.array([1, 0, 1, 0])) == 0.0
 
@@ -310,7 +380,9 @@ def test_nearest_is_the_double_loop(seed, n, m, rows, columns):
     assert distance.shape == index.shape == (n,) and distance.dtype == np.float32
     np.testing.assert_allclose(distance, expected.min(axis=1), rtol=784 * EPS_32)
     np.testing.assert_array_equal(distance, metrics.nearest(x, y)[0])
-    np.testing.assert_allclose(expected[np.arange(n), index], expected.min(axis=1), rtol=784 * EPS_32)
+    np.testing.assert_allclose(
+        expected[np.arange(n), index], expected.min(axis=1), rtol=784 * EPS_32
+    )
 
 
 def test_a_training_image_is_nearest_to_itself_at_distance_0():
@@ -320,10 +392,16 @@ def test_a_training_image_is_nearest_to_itself_at_distance_0():
 
 
 @given(seeds, st.integers(0, 200), st.integers(1, 50), st.booleans())
-def test_labels_in_proportion_are_n_in_order_and_less_than_one_off_their_quota(seed, n, size, chosen):
+def test_labels_in_proportion_are_n_in_order_and_less_than_one_off_their_quota(
+    seed, n, size, chosen
+):
     rng = np.random.default_rng(seed)
     train_label = rng.integers(0, 10, size)
-    classes = rng.permutation(np.unique(train_label))[: rng.integers(1, 11)] if chosen else np.unique(train_label)
+    classes = (
+        rng.permutation(np.unique(train_label))[: rng.integers(1, 11)]
+        if chosen
+        else np.unique(train_label)
+    )
     labels = metrics.labels_in_proportion(train_label, n, classes if chosen else None)
     assert labels.shape == (n,) and np.all(np.diff(labels) >= 0) and set(labels) <= set(classes)
     for c in classes:

@@ -2,13 +2,14 @@
 
 import warnings
 
+import _draw
 import numpy as np
 import pytest
 from PIL import Image
 
-import _draw
-
-BAD = np.array([[np.nan, 0.0], [np.inf, 1.0], [0.0, -np.inf], [1e30, 1e30], [-50.0, 0.0], [0.3, -3e38]])
+BAD = np.array(
+    [[np.nan, 0.0], [np.inf, 1.0], [0.0, -np.inf], [1e30, 1e30], [-50.0, 0.0], [0.3, -3e38]]
+)
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +44,9 @@ def size_of(path):
 def make_reverse_process(path, points):
     lattice = _draw.lattice((-3, 3, -3, 3), 10)
     drift = lattice, drift_at(lattice)
-    _draw.reverse_process(path, [0, 5, 10], [points] * 3, [points.astype(np.float32)] * 3, [None, drift, drift])
+    _draw.reverse_process(
+        path, [0, 5, 10], [points] * 3, [points.astype(np.float32)] * 3, [None, drift, drift]
+    )
 
 
 def test_reverse_process_has_a_column_for_each_t_and_three_rows(tmp_path, points):
@@ -64,7 +67,9 @@ def test_score_field_shows_the_error_only_where_the_exact_score_is_known(tmp_pat
     lattice = _draw.lattice((-3, 3, -3, 3), 8)
     learned = [drift_at(lattice), lattice * np.nan]
     _draw.score_field(tmp_path / "one.png", [1, 2], [points] * 2, lattice, learned)
-    _draw.score_field(tmp_path / "two.png", [1, 2], [points] * 2, lattice, learned, [-lattice, -lattice])
+    _draw.score_field(
+        tmp_path / "two.png", [1, 2], [points] * 2, lattice, learned, [-lattice, -lattice]
+    )
     assert size_of(tmp_path / "two.png")[1] == size_of(tmp_path / "one.png")[1] + 250 + 12
 
 
@@ -72,7 +77,9 @@ def test_error_map_is_white_below_a_hundredth_and_full_from_one_and_where_there_
     learned = np.array([[0.0, 0.02], [0.0, 0.0], [2.0, 0.0], [np.nan, 0.0]])
     panel = _draw.error_map((0, 1, 0, 1), np.zeros((0, 2)), learned, np.zeros((4, 2)), unit=2.0)
     across, down = panel.image.size
-    corners = [panel.image.getpixel((x, y)) for y in (down - 1, 0) for x in (0, across - 1)]  # from the lower left, as in a lattice
+    corners = [
+        panel.image.getpixel((x, y)) for y in (down - 1, 0) for x in (0, across - 1)
+    ]  # from the lower left, as in a lattice
     white, full = (255, 255, 255), (0xD5, 0x60, 0x0F)
     assert corners == [white, white, full, full]
 
@@ -84,13 +91,33 @@ def test_loss_over_t_survives_gaps_and_needs_neither_floor_nor_excess(tmp_path):
     _draw.loss_over_t(tmp_path / "a.png", t, loss)
     _draw.loss_over_t(tmp_path / "b.png", t, loss, loss - 0.001, np.where(t % 2, -1.0, 1e-3))
     _draw.loss_over_t(tmp_path / "c.png", t, loss, excess=np.full(101, np.nan))
-    assert [size_of(tmp_path / f"{name}.png") for name in "abc"] == [(760, 420), (760, 680), (760, 680)]
+    assert [size_of(tmp_path / f"{name}.png") for name in "abc"] == [
+        (760, 420),
+        (760, 680),
+        (760, 680),
+    ]
 
 
-@pytest.mark.parametrize("y", [[0.0, 1.0, 2.0], [1.0, 1.0, 1.0], [0.0, 0.0, 0.0], [np.nan, np.inf, -np.inf], [-1e-7, 3e5, 1e12]])
+@pytest.mark.parametrize(
+    "y",
+    [
+        [0.0, 1.0, 2.0],
+        [1.0, 1.0, 1.0],
+        [0.0, 0.0, 0.0],
+        [np.nan, np.inf, -np.inf],
+        [-1e-7, 3e5, 1e12],
+    ],
+)
 @pytest.mark.parametrize("log", [False, True])
 def test_curves_draw_any_values(tmp_path, y, log):
-    _draw.curves(tmp_path / "a.png", [_draw.Series("a", np.arange(3), np.array(y))], "x_{t}", "10^{3}", log_x=log, log_y=log)
+    _draw.curves(
+        tmp_path / "a.png",
+        [_draw.Series("a", np.arange(3), np.array(y))],
+        "x_{t}",
+        "10^{3}",
+        log_x=log,
+        log_y=log,
+    )
     assert size_of(tmp_path / "a.png") == (760, 420)
 
 
@@ -101,11 +128,21 @@ def test_curves_draw_any_values(tmp_path, y, log):
         (_draw.Axis(-2.6, 2.6), ["\u22122", "\u22121", "0", "1", "2"]),
         (
             _draw.Axis(0.0, 5.5e-5),
-            ["0", "10^{\u22125}", "2 \u00d7 10^{\u22125}", "3 \u00d7 10^{\u22125}", "4 \u00d7 10^{\u22125}", "5 \u00d7 10^{\u22125}"],
+            [
+                "0",
+                "10^{\u22125}",
+                "2 \u00d7 10^{\u22125}",
+                "3 \u00d7 10^{\u22125}",
+                "4 \u00d7 10^{\u22125}",
+                "5 \u00d7 10^{\u22125}",
+            ],
         ),
         (_draw.Axis(1.0, 1000.0, log=True), ["1", "10", "100", "1000"]),
         (_draw.Axis(0.9, 6.0, log=True), ["1", "2", "5"]),
-        (_draw.Axis(1e-5, 0.1, log=True), ["10^{\u22125}", "10^{\u22124}", "10^{\u22123}", "10^{\u22122}", "10^{\u22121}"]),
+        (
+            _draw.Axis(1e-5, 0.1, log=True),
+            ["10^{\u22125}", "10^{\u22124}", "10^{\u22123}", "10^{\u22122}", "10^{\u22121}"],
+        ),
         (_draw.Axis(3.1, 4.6, log=True), ["3.5", "4.0", "4.5"]),
     ],
 )
@@ -123,7 +160,11 @@ def test_dots_lie_at_their_coordinates_and_are_clipped():
     panel = _draw.view((-1, 1, -1, 1), 100)
     panel.dots(np.concatenate([BAD, [[0.5, -0.5]]]), "#000000", alpha=1)
     down, across = np.nonzero(np.asarray(panel.image.convert("L")) == 0)
-    assert abs(across.mean() - 0.75 * 300) <= 1 and abs(down.mean() - 0.75 * 300) <= 1 and np.ptp(across) < 10
+    assert (
+        abs(across.mean() - 0.75 * 300) <= 1
+        and abs(down.mean() - 0.75 * 300) <= 1
+        and np.ptp(across) < 10
+    )
 
 
 def test_dots_at_the_edge_are_cut_and_do_not_come_back_on_the_other_side():
@@ -140,7 +181,9 @@ def test_square_around_is_square_and_ignores_the_few_and_the_infinite(points):
 
 
 def test_lattice_is_the_middles_of_equal_cells():
-    np.testing.assert_allclose(_draw.lattice((0, 4, 0, 2), 2), [[1, 0.5], [3, 0.5], [1, 1.5], [3, 1.5]])
+    np.testing.assert_allclose(
+        _draw.lattice((0, 4, 0, 2), 2), [[1, 0.5], [3, 0.5], [1, 1.5], [3, 1.5]]
+    )
 
 
 def test_grid_keeps_every_pixel_of_the_images(tmp_path, images):
@@ -155,7 +198,9 @@ def test_labels_make_room_for_themselves(tmp_path, images):
     _draw.strip(tmp_path / "bare.png", images)
     _draw.strip(tmp_path / "labelled.png", images, list("abcdefg"))
     _draw.grid(tmp_path / "rows.png", images, 7, row_labels=["guidance 0"])
-    bare, labelled, rows = (size_of(tmp_path / f"{name}.png") for name in ("bare", "labelled", "rows"))
+    bare, labelled, rows = (
+        size_of(tmp_path / f"{name}.png") for name in ("bare", "labelled", "rows")
+    )
     assert labelled == (bare[0], bare[1] + 26) and rows[0] > bare[0] + 60 and rows[1] == bare[1]
 
 

@@ -2,13 +2,13 @@
 
 from types import SimpleNamespace
 
-import numpy as np
-import pytest
-
 import _data as data
 import _draw
 import _judge
 import _points
+import numpy as np
+import pytest
+
 from npdiff.exact import Gaussian, SwissRoll
 from npdiff.forward import score_from_eps
 from npdiff.sampler import ddim
@@ -28,11 +28,15 @@ def test_the_mean_of_the_irreducible_loss_is_that_of_all_t():
     # 0.23597 for the roll and the linear schedule. The loss given x_t has a standard deviation below 0.35 over x_t and t.
     error = 5 * 0.35 / np.sqrt(20_000)
     t = _judge.evenly(CHAIN.T, 20_000)
-    assert _judge.irreducible_loss(ROLL, CHAIN, t, np.random.default_rng(0)) == pytest.approx(0.23597, abs=error)
+    assert _judge.irreducible_loss(ROLL, CHAIN, t, np.random.default_rng(0)) == pytest.approx(
+        0.23597, abs=error
+    )
 
 
 def test_the_exact_predictor_has_no_excess_and_the_irreducible_loss():
-    mean = _judge.mean_loss(ROLL.exact.predictor(CHAIN), ROLL, CHAIN, 20_000, np.random.default_rng(1))
+    mean = _judge.mean_loss(
+        ROLL.exact.predictor(CHAIN), ROLL, CHAIN, 20_000, np.random.default_rng(1)
+    )
     assert mean["excess"] == 0
     # Of the same law, the loss has a variance of at most E|eps - eps*|^4, below 3 for eps of unit variance.
     assert mean["irreducible_loss"] == pytest.approx(0.23597, abs=5 * 0.35 / np.sqrt(20_000))
@@ -41,7 +45,14 @@ def test_the_exact_predictor_has_no_excess_and_the_irreducible_loss():
 
 def test_excess_is_the_square_of_what_the_predictor_is_off_by():
     best = ROLL.exact.predictor(CHAIN)
-    row = _judge.loss_table(lambda x_t, t: best(x_t, t) + np.float32(0.1), ROLL, CHAIN, [200], 1000, np.random.default_rng(2))[0]
+    row = _judge.loss_table(
+        lambda x_t, t: best(x_t, t) + np.float32(0.1),
+        ROLL,
+        CHAIN,
+        [200],
+        1000,
+        np.random.default_rng(2),
+    )[0]
     assert row["t"] == 200 and row["excess"] == pytest.approx(0.01, rel=1e-4)
 
 
@@ -56,13 +67,34 @@ def test_drift_is_the_mean_of_a_step_back_less_x():
 
 
 def test_the_score_field_shows_scores(tmp_path, monkeypatch):
-    args = _points.parse("", ["--smoke", "--sampler", "ddim", "--sampling-steps", "4", "--no-gif", "--out", str(tmp_path / "o")])
+    args = _points.parse(
+        "",
+        [
+            "--smoke",
+            "--sampler",
+            "ddim",
+            "--sampling-steps",
+            "4",
+            "--no-gif",
+            "--out",
+            str(tmp_path / "o"),
+        ],
+    )
     chain, seen = linear(args.T), {}
     report = _points.Report(args, ROLL, chain, np.random.default_rng(4), np)
     predict_eps = ROLL.exact.predictor(chain)
-    for step in ddim(predict_eps, np.random.default_rng(5).standard_normal((20, 2), dtype=np.float32), chain, steps=4):
+    for step in ddim(
+        predict_eps,
+        np.random.default_rng(5).standard_normal((20, 2), dtype=np.float32),
+        chain,
+        steps=4,
+    ):
         report.see(step)
-    monkeypatch.setattr(_draw, "score_field", lambda path, ts, clouds, points, learned, exact: seen.update(zip(ts, zip(learned, exact))))  # noqa: B905
+    monkeypatch.setattr(
+        _draw,
+        "score_field",
+        lambda path, ts, clouds, points, learned, exact: seen.update(zip(ts, zip(learned, exact))),
+    )  # noqa: B905
     points = _draw.lattice((-1.0, 1.0, -1.0, 1.0))
     monkeypatch.setattr(_draw, "lattice", lambda extent: points)
     report._draw(predict_eps, [{"t": 1, "loss": 1.0}, {"t": 20, "loss": 1.0}])

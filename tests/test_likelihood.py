@@ -7,63 +7,69 @@ from conftest import STANDARD_ERRORS, preserving_schedules, seeds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from npdiff import exact, normal, schedule
-from npdiff.forward import prior_kl, q_sample
+from npdiff import exact, normal
+from npdiff.forward import prior_kl, q_posterior, q_sample
 from npdiff.likelihood import (
     best_variance,
     bound,
     discretised_decoder,
     fixed,
     gaussian_decoder,
+    importance,
+    one_t_bound,
     path,
-    sampled,
+    spread_over_t,
     step_kl,
     terms_from_loss,
     variance_table,
 )
+from npdiff.schedule import cosine, linear
 
 # Exact for polynomials of degree 5: every term is of degree 2.
 HERMITE, HERMITE_WEIGHTS = np.polynomial.hermite_e.hermegauss(3)
 HERMITE_WEIGHTS = HERMITE_WEIGHTS / HERMITE_WEIGHTS.sum()
 
 
-def true_variance(chain, var):
-    """Of q(x_{t-1} | x_t) where x_0 ~ N(0, var): beta_t v_{t-1} / v_t, with v_t the variance of
-    x_t."""
-    v = chain.signal**2 * var + chain.noise**2
-    table = np.zeros(chain.T + 1)
-    table[1:] = chain.beta[1:] * v[:-1] / v[1:]
+def true_variance(schedule, var):
+    """Of q(x_{t-1} | x_t) where x_0 ~ N(0, var): beta_t v_{t-1} / v_t.   v_t = Var[x_t]."""
+    v = schedule.signal**2 * var + schedule.noise**2
+    table = np.zeros(schedule.T + 1)
+    table[1:] = schedule.beta[1:] * v[:-1] / v[1:]
     return table, v
 
 
-def expected_bound(chain, var, reverse):
-    """The bound's expectation over x_0 ~ N(0, var) and the noise, by quadrature, without any
-    sampling error."""
+def expected_bound(schedule, var, reverse):
+    """The bound's expectation over x_0 ~ N(0, var) and the noise, by quadrature."""
     x_0, eps = (a.reshape(-1, 1) for a in np.meshgrid(math.sqrt(var) * HERMITE, HERMITE))
     weights = np.outer(HERMITE_WEIGHTS, HERMITE_WEIGHTS).ravel()
-    nats = prior_kl(x_0, chain)
-    for t in range(2, chain.T + 1):
-        nats = nats + step_kl(x_0, q_sample(x_0, t, eps, chain), t, chain, reverse)
-    return weights @ (nats - gaussian_decoder(x_0, *reverse(q_sample(x_0, 1, eps, chain), 1))[:, 0])
+    nats = prior_kl(x_0, schedule)
+    for t in range(2, schedule.T + 1):
+        nats = nats + step_kl(x_0, q_sample(x_0, t, eps, schedule), t, schedule, reverse)
+    return weights @ (
+        nats - gaussian_decoder(x_0, *reverse(q_sample(x_0, 1, eps, schedule), 1))[:, 0]
+    )
 
 
 @settings(max_examples=25)
 @given(preserving_schedules(), st.floats(0.05, 4.0))
-def test_with_exact_reverse_kernels_only_the_prior_is_paid_for(chain, var):
+def test_with_exact_reverse_kernels_only_the_prior_is_paid_for(schedule, var):
     data = exact.Gaussian([0.0], [[var]])
-    table, v = true_variance(chain, var)
-    gap = expected_bound(chain, var, fixed(data.predictor(chain), chain, table)) - data.entropy()
+    table, v = true_variance(schedule, var)
+    gap = (
+        expected_bound(schedule, var, fixed(data.predictor(schedule), schedule, table))
+        - data.entropy()
+    )
     assert gap == pytest.approx(normal.kl(0.0, float(v[-1]), 0.0, 1.0), abs=1e-8)
 
 
 @pytest.mark.parametrize("variance, exact_for", [("beta", 1.0), ("beta_tilde", 0.01)])
 def test_beta_is_exact_for_unit_variance_and_beta_tilde_nearly_so_for_a_point(variance, exact_for):
-    chain = schedule.cosine(30)
+    schedule = cosine(30)
     gaps = {}
     for var in (1.0, 0.01):
         data = exact.Gaussian([0.0], [[var]])
         gaps[var] = (
-            expected_bound(chain, var, fixed(data.predictor(chain), chain, variance))
+            expected_bound(schedule, var, fixed(data.predictor(schedule), schedule, variance))
             - data.entropy()
         )
     assert min(gaps, key=gaps.get) == exact_for and all(gap > -1e-9 for gap in gaps.values())
@@ -71,35 +77,38 @@ def test_beta_is_exact_for_unit_variance_and_beta_tilde_nearly_so_for_a_point(va
 
 
 @given(preserving_schedules(), st.floats(0.05, 4.0))
-def test_the_best_variance_of_gaussian_data_is_the_true_one(chain, var):
-    v = chain.signal**2 * var + chain.noise**2
-    irreducible = chain.signal**2 * var / v
+def test_the_best_variance_of_gaussian_data_is_the_true_one(schedule, var):
+    v = schedule.signal**2 * var + schedule.noise**2
+    irreducible = schedule.signal**2 * var / v
     np.testing.assert_allclose(
-        best_variance(irreducible, chain), true_variance(chain, var)[0], rtol=1e-9
+        best_variance(irreducible, schedule), true_variance(schedule, var)[0], rtol=1e-9
     )
 
 
 def test_no_other_variance_gives_a_smaller_bound_than_the_best():
-    chain, data = schedule.cosine(20), exact.Gaussian([0.0], [[0.3]])
-    best = true_variance(chain, 0.3)[0]
-    least = expected_bound(chain, 0.3, fixed(data.predictor(chain), chain, best))
+    schedule, data = cosine(20), exact.Gaussian([0.0], [[0.3]])
+    best = true_variance(schedule, 0.3)[0]
+    least = expected_bound(schedule, 0.3, fixed(data.predictor(schedule), schedule, best))
     for t in (1, 2, 10, 20):
         for factor in (0.9, 1.1):
             other = best.copy()
             other[t] *= factor
             r = 1 / factor
-            more = expected_bound(chain, 0.3, fixed(data.predictor(chain), chain, other)) - least
+            more = (
+                expected_bound(schedule, 0.3, fixed(data.predictor(schedule), schedule, other))
+                - least
+            )
             assert more == pytest.approx(0.5 * (r - 1 - math.log(r)), abs=1e-9)
 
 
 @pytest.mark.parametrize("variance", ["beta", "beta_tilde"])
 def test_the_ledger_and_a_single_path_agree_in_standard_errors(variance):
-    chain, rng = schedule.cosine(20), np.random.default_rng(0)
+    schedule, rng = cosine(20), np.random.default_rng(0)
     data = exact.Mixture([0.3, 0.7], [[-1.0, 0.0], [0.5, 0.5]], [0.1 * np.eye(2), 0.4 * np.eye(2)])
-    reverse = fixed(data.predictor(chain), chain, variance)
+    reverse = fixed(data.predictor(schedule), schedule, variance)
     x_0 = data.sample(20_000, rng, np.float64)
-    terms, nats = zip(*bound(x_0, chain, reverse, rng), strict=True)
-    difference = path(x_0, chain, reverse, rng) - sum(nats)
+    terms, nats = zip(*bound(x_0, schedule, reverse, rng), strict=True)
+    difference = path(x_0, schedule, reverse, rng) - sum(nats)
     assert abs(difference.mean()) < STANDARD_ERRORS * difference.std() / math.sqrt(len(x_0))
     assert [(term.name, term.t) for term in terms] == [
         ("L_T", 20),
@@ -122,7 +131,7 @@ def test_the_256_probabilities_of_a_pixel_sum_to_1(mean, sigma):
 
 
 @given(st.floats(-1, 1), st.floats(0.5, 5))
-def test_a_pixels_probability_is_nearly_the_density_times_its_width_where_the_density_hardly_changes(
+def test_a_pixels_probability_is_nearly_the_density_times_its_width_where_that_is_smooth(
     mean, sigma
 ):
     pixels = np.arange(1, 255) / 127.5 - 1
@@ -139,23 +148,20 @@ def test_the_decoder_takes_float32_and_arrays_of_a_device():
     expected = discretised_decoder(
         x_0.astype(np.float64), mean.astype(np.float64), np.full((2, 1, 1, 1), 0.02**2)
     )
-    found = discretised_decoder(x_0, mean, np.full((2, 1, 1, 1), 0.02**2, np.float32))
-    np.testing.assert_allclose(found, expected, atol=1e-3)
-    on_device = discretised_decoder(
-        *(strict_array.asarray(a) for a in (x_0, mean, np.full((2, 1, 1, 1), 0.02**2, np.float32)))
-    )
-    np.testing.assert_array_equal(on_device.get(), found)
+    arguments = (x_0, mean, np.full((2, 1, 1, 1), 0.02**2, np.float32))
+    result = discretised_decoder(*arguments)
+    np.testing.assert_allclose(result, expected, atol=1e-3)
+    on_device = discretised_decoder(*map(strict_array.asarray, arguments))
+    np.testing.assert_array_equal(on_device.get(), result)
 
 
 @given(seeds)
 def test_step_kl_is_zero_for_the_posterior_itself(seed):
-    from npdiff.forward import q_posterior
-
-    rng, chain = np.random.default_rng(seed), schedule.cosine(9)
+    rng, schedule = np.random.default_rng(seed), cosine(9)
     x_0, x_t = rng.standard_normal((2, 5, 3))
     t = rng.integers(2, 10, 5)
     np.testing.assert_allclose(
-        step_kl(x_0, x_t, t, chain, lambda x, t: q_posterior(x_0, x, t, chain)), 0, atol=1e-12
+        step_kl(x_0, x_t, t, schedule, lambda x, t: q_posterior(x_0, x, t, schedule)), 0, atol=1e-12
     )
 
 
@@ -163,38 +169,57 @@ def test_step_kl_is_zero_for_the_posterior_itself(seed):
 @given(
     preserving_schedules(max_T=15), st.floats(0.05, 4.0), st.sampled_from(["beta", "beta_tilde"])
 )
-def test_the_terms_follow_from_the_losses(chain, var, variance):
-    if chain.T == 1:
+def test_the_terms_follow_from_the_losses(schedule, var, variance):
+    if schedule.T == 1:
         return
     data = exact.Gaussian([0.0], [[var]])
-    v = chain.signal**2 * var + chain.noise**2
-    loss = chain.signal**2 * var / v  # of the perfect predictor
-    total = terms_from_loss(loss, chain, variance_table(variance, chain)).sum() + float(
-        prior_kl_of(chain, var)
+    v = schedule.signal**2 * var + schedule.noise**2
+    loss = schedule.signal**2 * var / v  # of the perfect predictor
+    total = terms_from_loss(loss, schedule, variance_table(variance, schedule)).sum() + float(
+        prior_kl_of(schedule, var)
     )
     assert total == pytest.approx(
-        expected_bound(chain, var, fixed(data.predictor(chain), chain, variance)),
+        expected_bound(schedule, var, fixed(data.predictor(schedule), schedule, variance)),
         rel=1e-8,
         abs=1e-8,
     )
 
 
-def prior_kl_of(chain, var):
+def prior_kl_of(schedule, var):
     """E KL(q(x_T | x_0) || N(0, 1)) for x_0 ~ N(0, var)."""
-    signal, noise = chain.signal[-1], chain.noise[-1]
+    signal, noise = schedule.signal[-1], schedule.noise[-1]
     return 0.5 * (noise**2 - 1 - math.log(noise**2) + signal**2 * var)
 
 
+# One t for each data point
+
+
+def mean_squares(schedule, var, reverse):
+    """E L_{t-1}^2 over x_0 ~ N(0, var) and the noise, for t = 2..T, by quadrature.
+
+    L_{t-1} is of degree 2, so its square is within the degree 5 of the rule.
+    """
+    x_0, eps = (a.reshape(-1, 1) for a in np.meshgrid(math.sqrt(var) * HERMITE, HERMITE))
+    weights = np.outer(HERMITE_WEIGHTS, HERMITE_WEIGHTS).ravel()
+    squares = [
+        step_kl(x_0, q_sample(x_0, t, eps, schedule), t, schedule, reverse) ** 2
+        for t in range(2, schedule.T + 1)
+    ]
+    return np.array([weights @ square for square in squares])
+
+
 @pytest.mark.parametrize("T", [2, 20])
-def test_terms_drawn_at_one_t_each_have_the_bound_for_their_mean(T):
-    chain, rng, n = schedule.cosine(T), np.random.default_rng(0), 40_000
+@pytest.mark.parametrize("drawn_with", ["any p", "importance"])
+def test_terms_drawn_at_one_t_each_have_the_bound_for_their_mean(T, drawn_with):
+    schedule, rng, n = cosine(T), np.random.default_rng(0), 40_000
     data = exact.Gaussian([0.0, 0.0], 0.5 * np.eye(2))
-    reverse = fixed(data.predictor(chain), chain, "beta")
+    reverse = fixed(data.predictor(schedule), schedule, "beta")
     x_0 = data.sample(n, rng, np.float64)
     p = np.concatenate([[0.0, 0.0], np.linspace(2, 1, T - 1)])
-    first, t, later = sampled(x_0, chain, reverse, rng, p / p.sum(), gaussian_decoder)
+    p = p / p.sum() if drawn_with == "any p" else importance(x_0[:500], schedule, reverse, rng)
+    first, t, later = one_t_bound(x_0, schedule, reverse, rng, p, gaussian_decoder)
     assert t.min() >= 2 and len(first) == len(t) == len(later) == n
-    terms = [term for term, _ in bound(x_0, chain, reverse, rng)]
+    terms = [term for term, _ in bound(x_0, schedule, reverse, rng)]
     expected, error = (
         sum(term.nats for term in terms[1:]),
         math.hypot((first + later).std() / math.sqrt(n), sum(term.error for term in terms)),
@@ -202,11 +227,51 @@ def test_terms_drawn_at_one_t_each_have_the_bound_for_their_mean(T):
     assert abs((first + later).mean() - expected) < STANDARD_ERRORS * error
 
 
+@settings(max_examples=20)
+@given(preserving_schedules(), seeds, st.integers(2, 60))
+def test_importance_is_a_distribution_over_t_from_2_to_T(schedule, seed, count):
+    if schedule.T == 1:
+        return
+    data, rng = exact.Gaussian([0.0], [[0.5]]), np.random.default_rng(seed)
+    reverse = fixed(data.predictor(schedule), schedule, "beta")
+    p = importance(data.sample(50, rng), schedule, reverse, rng, count)
+    assert p.shape == (schedule.T + 1,) and p[0] == p[1] == 0 and (p[2:] > 0).all()
+    assert p.sum() == pytest.approx(1, rel=1e-12)
+
+
+def test_importance_gives_the_least_variance():
+    # The variance of L_{t-1} / p[t] is sum_t E L_{t-1}^2 / p[t] but for a constant. It is least,
+    # (sum_t sqrt(E L_{t-1}^2))^2, where p[t] is proportional to the root mean square.
+    schedule, var, rng = linear(20, 1e-3, 0.5), 0.3, np.random.default_rng(0)
+    data = exact.Gaussian([0.0], [[var]])
+    reverse = fixed(data.predictor(schedule), schedule, "beta")
+    squares = mean_squares(schedule, var, reverse)
+    least = np.sqrt(squares).sum() ** 2
+    x_0 = data.sample(20_000, rng, np.float64)
+    p = importance(x_0, schedule, reverse, rng, count=200)[2:]  # every t is measured
+    # 20,000 points give a root mean square to a part in a hundred or so; its effect is of second
+    # order.
+    np.testing.assert_allclose(p, np.sqrt(squares) / np.sqrt(squares).sum(), rtol=0.05)
+    assert least <= (squares / p).sum() < 1.001 * least
+    coarse = importance(x_0, schedule, reverse, rng, count=6)[2:]  # interpolated
+    uniform = (squares * 19).sum()
+    assert (squares / coarse).sum() < 1.1 * least < 0.9 * uniform
+
+
+@given(st.integers(2, 2000), st.integers(2, 60))
+def test_spread_over_t_goes_from_1_to_T_and_is_denser_at_small_t(T, count):
+    ts = spread_over_t(T, count)
+    assert ts[0] == 1 and ts[-1] == T and ts == sorted(set(ts)) and len(ts) <= count
+    assert all(isinstance(t, int) for t in ts)
+    gaps = np.diff(ts)
+    assert (np.diff(gaps) >= -1).all()  # they grow, up to the rounding to whole numbers
+
+
 def test_beta_tilde_has_a_density_at_t_1_too():
-    chain = schedule.cosine(5)
-    table = variance_table("beta_tilde", chain)
+    schedule = cosine(5)
+    table = variance_table("beta_tilde", schedule)
     assert (
-        table[1] == chain.beta[1]
-        and (table[2:] == chain.beta_tilde[2:]).all()
+        table[1] == schedule.beta[1]
+        and (table[2:] == schedule.beta_tilde[2:]).all()
         and table.shape == (6,)
     )

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from npdiff.kit import mnist
-from npdiff.kit.errors import UserError
+from lab import mnist
+from lab.errors import UserError
 
 SHIPPED = Path(__file__).parents[1] / "demos" / "mnist_5000.npz"
 NAMES = list(mnist.SHA256)
@@ -25,7 +25,13 @@ def idx(magic: int, values: np.ndarray) -> bytes:
 RNG = np.random.default_rng(0)
 TRAIN_X, TEST_X = (RNG.integers(256, size=(n, 28, 28), dtype=np.uint8) for n in (6, 3))
 TRAIN_LABEL, TEST_LABEL = (RNG.integers(10, size=n, dtype=np.uint8) for n in (6, 3))
-RAW = dict(zip(NAMES, [idx(2051, TRAIN_X), idx(2049, TRAIN_LABEL), idx(2051, TEST_X), idx(2049, TEST_LABEL)], strict=True))
+RAW = dict(
+    zip(
+        NAMES,
+        [idx(2051, TRAIN_X), idx(2049, TRAIN_LABEL), idx(2051, TEST_X), idx(2049, TEST_LABEL)],
+        strict=True,
+    )
+)
 GZ = {name: gzip.compress(raw) for name, raw in RAW.items()}
 
 
@@ -37,12 +43,16 @@ class Mirrors:
         self.asked: list[str] = []
 
     def put(self, mirror: int, contents: dict[str, bytes]) -> None:
-        self.answers |= {f"{mnist.MIRRORS[mirror]}{name}.gz": data for name, data in contents.items()}
+        self.answers |= {
+            f"{mnist.MIRRORS[mirror]}{name}.gz": data for name, data in contents.items()
+        }
 
     def urlopen(self, url: str, timeout: float) -> io.BytesIO:
         assert timeout == 20
         self.asked.append(url)
-        answer = self.answers.get(url, urllib.error.URLError(OSError(errno.ENETUNREACH, "Network is unreachable")))
+        answer = self.answers.get(
+            url, urllib.error.URLError(OSError(errno.ENETUNREACH, "Network is unreachable"))
+        )
         if isinstance(answer, BaseException):
             raise answer
         return io.BytesIO(answer) if isinstance(answer, bytes) else answer
@@ -54,7 +64,9 @@ def mirrors(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("NPDIFF_DATA", raising=False)
-    monkeypatch.setattr(mnist, "SHA256", {name: hashlib.sha256(raw).hexdigest() for name, raw in RAW.items()})
+    monkeypatch.setattr(
+        mnist, "SHA256", {name: hashlib.sha256(raw).hexdigest() for name, raw in RAW.items()}
+    )
     mirrors = Mirrors()
     monkeypatch.setattr(mnist.urllib.request, "urlopen", mirrors.urlopen)
     return mirrors
@@ -63,7 +75,9 @@ def mirrors(tmp_path, monkeypatch):
 def place(folder: Path, compressed: bool = True, names: list[str] = NAMES) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
-        (folder / f"{name}.gz").write_bytes(GZ[name]) if compressed else (folder / name).write_bytes(RAW[name])
+        (folder / f"{name}.gz").write_bytes(GZ[name]) if compressed else (
+            folder / name
+        ).write_bytes(RAW[name])
     return folder
 
 
@@ -73,14 +87,23 @@ def files(folder: Path) -> list[str]:
 
 def assert_all(digits: mnist.Digits) -> None:
     assert np.array_equal(digits.train_x, TRAIN_X) and np.array_equal(digits.test_x, TEST_X)
-    assert np.array_equal(digits.train_label, TRAIN_LABEL) and np.array_equal(digits.test_label, TEST_LABEL)
-    assert digits.train_x.dtype == np.uint8 and digits.train_label.dtype == digits.test_label.dtype == np.int64
+    assert np.array_equal(digits.train_label, TRAIN_LABEL) and np.array_equal(
+        digits.test_label, TEST_LABEL
+    )
+    assert (
+        digits.train_x.dtype == np.uint8
+        and digits.train_label.dtype == digits.test_label.dtype == np.int64
+    )
 
 
 def assert_shipped(digits: mnist.Digits, *reasons: str) -> None:
     """The shipped digits, and a note of one line with the reasons and with what to do."""
     assert digits.train_x.shape == (4500, 28, 28) and digits.test_x.shape == (500, 28, 28)
-    assert "\n" not in digits.note and "5,000 shipped digits" in digits.note and "last 50 of each class" in digits.note
+    assert (
+        "\n" not in digits.note
+        and "5,000 shipped digits" in digits.note
+        and "last 50 of each class" in digits.note
+    )
     for words in (*reasons, *NAMES, str(mnist.cache_folder()), "--data-dir"):
         assert words in digits.note
 
@@ -94,8 +117,13 @@ def refusal(data_dir: Path | None) -> str:
 
 @pytest.mark.parametrize("compressed", [True, False])
 @pytest.mark.parametrize("where", ["data_dir", "$NPDIFF_DATA", "$XDG_CACHE_HOME", "~/.cache"])
-def test_the_files_are_found_in_each_place_compressed_or_not(tmp_path, monkeypatch, mirrors, where, compressed):
-    places = {"$XDG_CACHE_HOME": tmp_path / "cache/npdiff", "~/.cache": tmp_path / "home/.cache/npdiff"}
+def test_the_files_are_found_in_each_place_compressed_or_not(
+    tmp_path, monkeypatch, mirrors, where, compressed
+):
+    places = {
+        "$XDG_CACHE_HOME": tmp_path / "cache/npdiff",
+        "~/.cache": tmp_path / "home/.cache/npdiff",
+    }
     folder = place(places.get(where, tmp_path / "own"), compressed)
     if where == "$NPDIFF_DATA":
         monkeypatch.setenv("NPDIFF_DATA", str(folder))
@@ -105,7 +133,9 @@ def test_the_files_are_found_in_each_place_compressed_or_not(tmp_path, monkeypat
 
 
 def test_an_earlier_place_is_taken_before_a_later_one(tmp_path, monkeypatch):
-    given, named, cache, home = (place(tmp_path / name) for name in ("given", "named", "cache/npdiff", "home/.cache/npdiff"))
+    given, named, cache, home = (
+        place(tmp_path / name) for name in ("given", "named", "cache/npdiff", "home/.cache/npdiff")
+    )
     monkeypatch.setenv("NPDIFF_DATA", str(named))
     assert mnist.digits(given, SHIPPED).note.endswith(str(given))
     for folder in (named, cache, home):
@@ -126,9 +156,18 @@ FLIPPED = {len(RAW[IMAGES]) // 2: 1, 0: 1, 3: 2}  # a pixel, and two bytes of th
 @pytest.mark.parametrize(
     "name, data",
     [
-        *((f"{IMAGES}.gz", GZ[IMAGES][:length]) for length in (0, 1, 5, 12, len(GZ[IMAGES]) // 2, len(GZ[IMAGES]) - 1)),
-        *((f"{IMAGES}.gz", bytes(b ^ (i == at) for i, b in enumerate(GZ[IMAGES]))) for at in (0, 2, 500, len(GZ[IMAGES]) - 6)),
-        *((IMAGES, bytes(b ^ (flip if i == at else 0) for i, b in enumerate(RAW[IMAGES]))) for at, flip in FLIPPED.items()),
+        *(
+            (f"{IMAGES}.gz", GZ[IMAGES][:length])
+            for length in (0, 1, 5, 12, len(GZ[IMAGES]) // 2, len(GZ[IMAGES]) - 1)
+        ),
+        *(
+            (f"{IMAGES}.gz", bytes(b ^ (i == at) for i, b in enumerate(GZ[IMAGES])))
+            for at in (0, 2, 500, len(GZ[IMAGES]) - 6)
+        ),
+        *(
+            (IMAGES, bytes(b ^ (flip if i == at else 0) for i, b in enumerate(RAW[IMAGES])))
+            for at, flip in FLIPPED.items()
+        ),
         (IMAGES, b""),
         (IMAGES, RAW[IMAGES][:-1]),
         (f"{IMAGES}.gz", GZ[NAMES[2]]),
@@ -170,7 +209,10 @@ def test_a_download_is_kept_and_found_the_next_time(tmp_path, mirrors, capsys):
     digits = mnist.digits(None, SHIPPED)
     assert_all(digits)
     assert digits.note.endswith("from the mirrors")
-    assert files(tmp_path / "cache/npdiff") == sorted(f"{name}.gz" for name in NAMES) and len(mirrors.asked) == 4
+    assert (
+        files(tmp_path / "cache/npdiff") == sorted(f"{name}.gz" for name in NAMES)
+        and len(mirrors.asked) == 4
+    )
     assert capsys.readouterr().out.count("downloaded ") == 4
     assert_all(mnist.digits(None, SHIPPED))
     assert len(mirrors.asked) == 4
@@ -205,12 +247,25 @@ def test_where_the_first_mirror_fails_the_second_is_asked(mirrors, first):
 
 def test_offline_the_shipped_digits_are_used_and_nothing_is_left_behind(tmp_path, mirrors, capsys):
     digits = mnist.digits(None, SHIPPED)
-    assert_shipped(digits, "Network is unreachable", "ossci-datasets.s3.amazonaws.com", "storage.googleapis.com", IMAGES)
+    assert_shipped(
+        digits,
+        "Network is unreachable",
+        "ossci-datasets.s3.amazonaws.com",
+        "storage.googleapis.com",
+        IMAGES,
+    )
     assert len(mirrors.asked) == 2 and files(tmp_path / "cache/npdiff") == []
     assert "downloaded" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("answer, words", [(TimeoutError("timed out"), "timed out"), (b"", "not MNIST's"), (GZ[IMAGES][:-9], "truncated")])
+@pytest.mark.parametrize(
+    "answer, words",
+    [
+        (TimeoutError("timed out"), "timed out"),
+        (b"", "not MNIST's"),
+        (GZ[IMAGES][:-9], "truncated"),
+    ],
+)
 def test_mirrors_that_fail_leave_the_shipped_digits(tmp_path, mirrors, answer, words):
     for mirror in (0, 1):
         mirrors.put(mirror, {IMAGES: answer})
@@ -260,29 +315,47 @@ def failing_write(monkeypatch, error: OSError, on: str) -> None:
     monkeypatch.setattr(Path, "write_bytes", write_bytes)
 
 
-@pytest.mark.parametrize("number, on", [(errno.EROFS, "open"), (errno.EACCES, "open"), (errno.ENOSPC, "write"), (errno.EDQUOT, "write")])
-def test_where_the_cache_cannot_be_written_to_a_download_is_used_and_a_line_says_so(tmp_path, monkeypatch, mirrors, capsys, number, on):
+@pytest.mark.parametrize(
+    "number, on",
+    [
+        (errno.EROFS, "open"),
+        (errno.EACCES, "open"),
+        (errno.ENOSPC, "write"),
+        (errno.EDQUOT, "write"),
+    ],
+)
+def test_where_the_cache_cannot_be_written_to_a_download_is_used_and_a_line_says_so(
+    tmp_path, monkeypatch, mirrors, capsys, number, on
+):
     folder = place(tmp_path / "cache/npdiff", names=NAMES[:3])
     mirrors.put(0, GZ)
     failing_write(monkeypatch, OSError(number, os.strerror(number)), on)
     assert_all(mnist.digits(None, SHIPPED))
     assert files(folder) == sorted(f"{name}.gz" for name in NAMES[:3]) and len(mirrors.asked) == 1
     said = capsys.readouterr().out.splitlines()[-1]
-    assert said == f"{NAMES[3]} is used and not kept: {folder / NAMES[3]}.gz cannot be written ({os.strerror(number)})"
+    assert (
+        said
+        == f"{NAMES[3]} is used and not kept: {folder / NAMES[3]}.gz cannot be written ({os.strerror(number)})"
+    )
 
 
 def test_a_cache_that_cannot_be_made_is_no_error(tmp_path, mirrors, capsys):
     (tmp_path / "cache").write_text("a file in the way")
     mirrors.put(0, GZ)
     assert_all(mnist.digits(None, SHIPPED))
-    assert capsys.readouterr().out.count("not kept") == 4 and (tmp_path / "cache").read_text() == "a file in the way"
+    assert (
+        capsys.readouterr().out.count("not kept") == 4
+        and (tmp_path / "cache").read_text() == "a file in the way"
+    )
 
 
 def test_the_shipped_file_holds_500_of_each_class_and_has_its_hash():
     assert hashlib.sha256(SHIPPED.read_bytes()).hexdigest() == mnist.SHIPPED_SHA256
     with np.load(SHIPPED) as file:
         x, label = file["x"], file["label"]
-    assert x.shape == (5000, 28, 28) and label.shape == (5000,) and x.dtype == label.dtype == np.uint8
+    assert (
+        x.shape == (5000, 28, 28) and label.shape == (5000,) and x.dtype == label.dtype == np.uint8
+    )
     assert (np.bincount(label) == 500).all() and x.min() == 0 and x.max() == 255
 
 
@@ -307,7 +380,10 @@ def test_a_damaged_shipped_file_is_refused_with_what_to_do(tmp_path, damage):
     with pytest.raises(UserError) as refused:
         mnist.digits(None, tmp_path / "shipped.npz")
     message = str(refused.value)
-    assert "\n" not in message and all(words in message for words in (str(tmp_path / "shipped.npz"), "Network is unreachable", *NAMES))
+    assert "\n" not in message and all(
+        words in message
+        for words in (str(tmp_path / "shipped.npz"), "Network is unreachable", *NAMES)
+    )
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

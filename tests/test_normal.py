@@ -117,3 +117,41 @@ def test_log_cdf_is_the_log_of_the_distribution_function_and_its_tail_goes_on_sm
     np.testing.assert_allclose(
         *(normal.log_cdf(np.array([a])) for a in (-20.0, np.nextafter(-20.0, -21.0))), rtol=1e-10
     )
+
+
+# The divergence of densities that can only be sampled
+
+
+def log_ratios(shift, scale, shape, seed=0):
+    """log q - log p at draws of q = N(0, 1), p = N(shift, scale^2); and KL(q || p)."""
+    x = normal_values(seed, *shape)
+    log_ratio = normal.log_prob(x, 0.0, 1.0) - normal.log_prob(x, shift, scale**2)
+    return log_ratio, normal.kl(0.0, 1.0, shift, scale**2)
+
+
+@pytest.mark.parametrize(("shift", "scale"), [(0.1, 1.0), (0.5, 1.0), (0.2, 1.1), (0.0, 0.7)])
+def test_mean_kl_is_unbiased_in_standard_errors(shift, scale):
+    # c is fitted to the same N draws. That biases by a part in N of the error of one draw, less
+    # than half the standard error of the mean of these runs.
+    log_ratio, kl = log_ratios(shift, scale, (400, 2000))
+    estimates = np.array([normal.mean_kl(run) for run in log_ratio])
+    assert_within_standard_errors(estimates, kl)
+
+
+@pytest.mark.parametrize("shift", [0.1, 0.5, 1.0])
+def test_mean_kl_has_a_smaller_error_than_the_mean_of_the_log_ratio(shift):
+    # The best c leaves the part 1 - rho^2 of the variance, rho the correlation of log_ratio with
+    # p / q. For two Gaussians of variance 1, rho^2 = shift^2 / (exp(shift^2) - 1).
+    log_ratio, kl = log_ratios(shift, 1.0, (400, 2000), seed=1)
+    errors = np.array([normal.mean_kl(run) for run in log_ratio]) - kl
+    plain_errors = log_ratio.mean(axis=1) - kl
+    left = math.sqrt(1 - shift**2 / math.expm1(shift**2))
+    # Each of the two deviations has a standard error of 1 / sqrt(2 400), a part in 28.
+    assert errors.std() / plain_errors.std() == pytest.approx(left, rel=5 * math.sqrt(2) / 28)
+    assert left < 0.7
+
+
+def test_mean_kl_of_a_density_from_itself_is_0():
+    assert normal.mean_kl(np.zeros(10)) == 0
+    rounding = 1e-16 * normal_values(0, 100)
+    assert normal.mean_kl(rounding) == pytest.approx(0, abs=1e-15)

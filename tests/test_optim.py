@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from npdiff.optim import adam, average, clip_norm, learning_rate
 
 
-def scalar_adam(gradients, lr, beta_1, beta_2, eps):
-    """Algorithm 1 of Kingma & Ba for one number, from theta = 0."""
+def scalar_adam(gradients, lr, decay_1, decay_2, tiny):
+    """Algorithm 1 of Kingma & Ba for one number, from theta = 0; its beta_1, beta_2, epsilon."""
     theta = m = v = 0.0
     for t, g in enumerate(gradients, start=1):
-        m = beta_1 * m + (1 - beta_1) * g
-        v = beta_2 * v + (1 - beta_2) * g**2
-        m_hat, v_hat = m / (1 - beta_1**t), v / (1 - beta_2**t)
-        theta -= lr * m_hat / (math.sqrt(v_hat) + eps)
+        m = decay_1 * m + (1 - decay_1) * g
+        v = decay_2 * v + (1 - decay_2) * g**2
+        m_hat, v_hat = m / (1 - decay_1**t), v / (1 - decay_2**t)
+        theta -= lr * m_hat / (math.sqrt(v_hat) + tiny)
         yield theta
 
 
@@ -27,14 +27,14 @@ def scalar_adam(gradients, lr, beta_1, beta_2, eps):
     st.floats(0.5, 0.9999),
     st.sampled_from([1e-8, 1e-2]),
 )
-def test_adam_takes_the_steps_of_its_algorithm(seed, lr, beta_1, beta_2, eps):
+def test_adam_takes_the_steps_of_its_algorithm(seed, lr, decay_1, decay_2, tiny):
     gradients = normal_values(seed, 50, 3)
     theta, m, v = np.zeros(3), np.zeros(3), np.zeros(3)
     expected = zip(
-        *(scalar_adam(g, lr, beta_1, beta_2, eps) for g in gradients.T.tolist()), strict=True
+        *(scalar_adam(g, lr, decay_1, decay_2, tiny) for g in gradients.T.tolist()), strict=True
     )
     for step, (gradient, row) in enumerate(zip(gradients, expected, strict=True), start=1):
-        adam(theta, gradient, m, v, step, lr, beta_1, beta_2, eps)
+        adam(theta, gradient, m, v, step, lr, decay_1, decay_2, tiny)
         # 1 - beta^step is rounded to EPS / (1 - beta), at most 1e4 EPS; theta is a sum of at most
         # 50 such steps.
         np.testing.assert_allclose(theta, row, rtol=0, atol=50 * lr * 1e4 * 10 * EPS)

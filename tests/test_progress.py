@@ -2,7 +2,7 @@ import io
 
 import numpy as np
 
-from npdiff.kit.progress import Line, duration, sampling, training
+from lab.progress import Line, duration, sampling, training
 from npdiff.sampler import Step
 from npdiff.train import TrainStep
 
@@ -17,7 +17,12 @@ def test_training_passes_every_step_on_and_ends_with_the_mean_loss(capsys):
     steps = [TrainStep(i, None, None, None, np.float32(i), None) for i in range(1, 5)]
     assert list(training(steps, 0, 4, batch=2, floor=0.5)) == steps
     said = capsys.readouterr().out
-    assert "training 4/4" in said and "loss 2.5000 (irreducible 0.5000)" in said and "0 s left" in said and "\r" not in said
+    assert (
+        "training 4/4" in said
+        and "loss 2.5000 (irreducible 0.5000)" in said
+        and "0 s left" in said
+        and "\r" not in said
+    )
 
 
 def test_sampling_passes_every_step_on(capsys):

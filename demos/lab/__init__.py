@@ -1,1 +1,1 @@
-"""What a demo needs and a reader does not: flags, progress, checkpoints, data, reports, pictures."""
+"""What demos need and a reader does not: flags, progress, checkpoints, data, reports, pictures."""

@@ -173,7 +173,7 @@ def settings(
     args : the parsed flags, None where the user gave none
     defaults : the default of each setting
     smoke : the defaults that --smoke replaces
-    free : names of settings that may differ from the checkpoint's, since they do not affect training
+    free : settings that may differ from the checkpoint's, since they do not affect training
     kept : the checkpoint's settings, or None for a new run
 
     Raises

@@ -1,4 +1,4 @@
-"""The flags of the demos of digits, the settings that a run keeps, and the weights that it ships."""
+"""The flags of the demos of digits, the settings of a run, and the weights that it keeps."""
 
 import argparse
 import json
@@ -131,9 +131,8 @@ def parse(
     kept = kept_settings(args, shipped)
     objective = defaults["objective"]
     if kept and kept.get("objective", objective) != objective:
-        raise UserError(
-            f"{args.weights or args.checkpoint}: made by demos/{DEMO_OF[kept['objective']]}; run that"
-        )
+        path, demo = args.weights or args.checkpoint, DEMO_OF[kept["objective"]]
+        raise UserError(f"{path}: made by demos/{demo}, which can sample from it")
     args.settings = cli.settings(args, defaults, SMOKE, FREE, kept)
     for name, value in args.settings.items():
         setattr(args, name, value)

@@ -69,7 +69,7 @@ class Report:
         print(f"{steps} steps fit into {self.args.minutes:g} minutes")
 
     def see(self, t: int, x_t: Array) -> None:
-        """Keep ten digits, one a class where all ten are drawn, at about forty t, for the pictures."""
+        """Keep ten digits, one of each class if all are drawn, at about forty t, for pictures."""
         kept = self.reverse_process
         if not kept or t <= min(kept) - self.schedule.T / 40 or t == 0:
             rows = np.linspace(0, len(x_t) - 1, 10).round().astype(int)
@@ -206,7 +206,7 @@ class Report:
         return q_sample(x_0, t, eps, self.schedule)
 
     def draw_samples(self) -> None:
-        """The drawn digits, by class if they have one; some above the training digits nearest to them."""
+        """The drawn digits, by class if they have one; some above their nearest training digits."""
         out, x, train_x = self.args.out, self.x, self.digits.train_x
         shown, columns = np.arange(min(100, len(x))), min(10, len(x))
         if self.label is not None:

@@ -4,5 +4,5 @@
 class UserError(ValueError):
     """A bad input to a demo.
 
-    Its message says, in one line, what is wrong and what would be right. The user sees nothing else.
+    Its message says, in one line, what is wrong and what would be right. The user sees no more.
     """

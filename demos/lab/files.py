@@ -1,6 +1,6 @@
 """Files that are written whole or not at all.
 
-A reader finds the old file or the new one, never a part of it, even where the writing run is killed.
+A reader finds the old file or the new one, never a part of one, even where the run was killed.
 """
 
 import os

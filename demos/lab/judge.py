@@ -23,7 +23,7 @@ PIECE = 512  # rows in one call of the exact predictor, whose arrays then stay i
 
 
 def terminal_state(draw: Draw, schedule: Schedule, rng: np.random.Generator) -> dict[str, float]:
-    """signal[T], and the mean of KL(q(x_T | x_0) || N(0, I)) over the data, in nats a coordinate."""
+    """signal[T], and KL(q(x_T | x_0) || N(0, I)), averaged over the data, in nats a coordinate."""
     x_0 = draw(2000, rng)
     kl = float(prior_kl(x_0, schedule).mean()) / x_0[0].size
     return {"signal_T": float(schedule.signal[-1]), "prior_kl_nats_per_dimension": kl}

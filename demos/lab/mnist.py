@@ -1,7 +1,8 @@
-"""MNIST, the handwritten digits of LeCun, Cortes and Burges: found on this machine, or downloaded, or the 5,000 that a demo ships.
+"""MNIST, the handwritten digits of LeCun, Cortes and Burges.
 
-A file counts as MNIST's only where the SHA-256 of its decompressed bytes is the published one. One that is found and is
-wrong is refused and left as it is.
+They are found on this machine, or downloaded; where neither is possible, the 5,000 digits that the
+demos ship take their place. A file counts as MNIST's only if the SHA-256 of its decompressed bytes
+is the published one. A file that is found and is wrong is refused, and left as it is.
 """
 
 import gzip
@@ -27,10 +28,9 @@ SHA256 = {  # of the decompressed bytes
     "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
     "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
-SHIPPED_SHA256 = (
-    "1608be5e0f4d15b3d75c9a31b0f125edf28b198d644d1560b6f12ba9d85978d7"  # of demos/mnist_5000.npz
-)
-SHIPPED_TEST = 50  # digits of each class, the last of the shipped ones: kept aside as test digits
+# Of demos/mnist_5000.npz, whose last 50 digits of each class are kept aside as test digits.
+SHIPPED_SHA256 = "1608be5e0f4d15b3d75c9a31b0f125edf28b198d644d1560b6f12ba9d85978d7"
+SHIPPED_TEST = 50
 MIRRORS = (
     "https://ossci-datasets.s3.amazonaws.com/mnist/",
     "https://storage.googleapis.com/cvdf-datasets/mnist/",
@@ -40,9 +40,9 @@ TIMEOUT = 20.0  # seconds without an answer, or without a further byte
 
 @dataclass
 class Digits:
-    """Images of shape (N, 28, 28), uint8, 0 the background and 255 ink, with labels of shape (N,), int64.
+    """Images, uint8 of shape (N, 28, 28), 0 the background, 255 ink; labels, int64 of shape (N,).
 
-    note    a line to print: where the digits are from
+    note    a line to print: where the digits come from
     """
 
     train_x: np.ndarray
@@ -56,18 +56,30 @@ class Unobtainable(Exception):
     """A file cannot be downloaded; the message says why."""
 
 
-def to_model(x: np.ndarray) -> np.ndarray:  # (N, H, W) uint8 -> (N, H, W, 1) float32 in [-1, 1]
-    """Pixels as a network takes them: x / 127.5 - 1."""
+def to_model(x: np.ndarray) -> np.ndarray:
+    """Pixels as a network takes them: x / 127.5 - 1.
+
+    (N, H, W) uint8 -> (N, H, W, 1) float32 in [-1, 1].
+    """
     return (x.astype(np.float32) / np.float32(127.5) - 1)[..., None]
 
 
-def to_pixels(x: Array) -> np.ndarray:  # (N, H, W, 1) float -> (N, H, W) uint8, on the host
-    """The inverse of `to_model`: 127.5 (x + 1), rounded, and clipped to 0..255, which a sampler's output may leave. x is finite."""
+def to_pixels(x: Array) -> np.ndarray:
+    """The inverse of `to_model`: 127.5 (x + 1), rounded. x must be finite.
+
+    A sampler's output may leave [-1, 1], so the pixels are clipped to 0..255.
+
+    (N, H, W, 1) float -> (N, H, W) uint8, on the host.
+    """
     return np.clip(np.rint(127.5 * (to_numpy(x)[..., 0] + 1)), 0, 255).astype(np.uint8)
 
 
 def digits(data_dir: Path | None, shipped: Path) -> Digits:
-    """All 70,000 digits from data_dir; or without one from `look_up_order`, or downloaded; or else the 5,000 of the file `shipped`.
+    """All 70,000 digits, or the 5,000 of the file `shipped`.
+
+    With a data_dir, all four files must be there. Without one they are looked up in the folders of
+    `look_up_order`, and what is missing is downloaded. Where that fails, the shipped digits are
+    used, and the note says why.
 
     Raises
     ------
@@ -75,34 +87,38 @@ def digits(data_dir: Path | None, shipped: Path) -> Digits:
         For a file that is found and is not MNIST's, and for a data_dir without the four files.
     """
     folders = look_up_order() if data_dir is None else [data_dir]
-    found = {name: path for name in SHA256 if (path := find(name, folders))}
-    if data_dir is not None and len(found) < len(SHA256):
+    paths = {name: path for name in SHA256 if (path := find(name, folders))}
+    if data_dir is not None and len(paths) < len(SHA256):
         raise UserError(
-            f"--data-dir {data_dir}: needs {', '.join(SHA256)}, with .gz or without; leave the flag out to download them"
+            f"--data-dir {data_dir}: needs {', '.join(SHA256)}, with .gz or without; leave the "
+            "flag out to download them"
         )
-    raw = {name: read(path) for name, path in found.items()}
+    raw = {name: read(path) for name, path in paths.items()}
     missing = [name for name in SHA256 if name not in raw]
     try:
         raw |= {name: download(name) for name in missing}
     except Unobtainable as error:
-        return from_shipped(
-            shipped, f"{missing[0]} is not in {' or '.join(map(str, folders))}, and {error}"
-        )
-    places = [
-        *dict.fromkeys(str(path.parent) for path in found.values()),
-        *(["the mirrors"] if missing else []),
-    ]
-    note = f"MNIST: 60,000 training and 10,000 test digits from {' and '.join(places)}"
+        places = " or ".join(map(str, folders))
+        return from_shipped(shipped, f"{missing[0]} is not in {places}, and {error}")
+    sources = list(dict.fromkeys(str(path.parent) for path in paths.values()))
+    if missing:
+        sources.append("the mirrors")
+    note = f"MNIST: 60,000 training and 10,000 test digits from {' and '.join(sources)}"
     train_x, train_label, test_x, test_label = (raw[name] for name in SHA256)
     return Digits(images(train_x), labels(train_label), images(test_x), labels(test_label), note)
 
 
 def images(raw: bytes) -> np.ndarray:
+    """The images of an idx file, after its 16 bytes of header."""
     return np.frombuffer(raw, np.uint8, offset=16).reshape(-1, 28, 28)
 
 
 def labels(raw: bytes) -> np.ndarray:
+    """The labels of an idx file, after its 8 bytes of header."""
     return np.frombuffer(raw, np.uint8, offset=8).astype(np.int64)
+
+
+# On this machine
 
 
 def cache_folder() -> Path:
@@ -113,39 +129,31 @@ def cache_folder() -> Path:
 def look_up_order() -> list[Path]:
     """The folders to look in: $NPDIFF_DATA, $XDG_CACHE_HOME/npdiff, ~/.cache/npdiff."""
     named = os.environ.get("NPDIFF_DATA")
-    return list(
-        dict.fromkeys(
-            [
-                *([Path(named)] if named else []),
-                cache_folder(),
-                Path(os.path.expanduser("~/.cache/npdiff")),
-            ]
-        )
-    )
+    folders = [Path(named)] if named else []
+    folders += [cache_folder(), Path(os.path.expanduser("~/.cache/npdiff"))]
+    return list(dict.fromkeys(folders))
 
 
 def find(name: str, folders: list[Path]) -> Path | None:
-    """The first of folder/name and folder/name.gz that is there."""
-    return next(
-        (
-            path
-            for folder in folders
-            for path in (folder / name, folder / f"{name}.gz")
-            if os.path.exists(path)
-        ),
-        None,
-    )
+    """The first of folder/name and folder/name.gz that exists."""
+    for folder in folders:
+        for path in (folder / name, folder / f"{name}.gz"):
+            if os.path.exists(path):
+                return path
+    return None
 
 
 def read(path: Path) -> bytes:
-    """The decompressed bytes of one of the four files. UserError, naming it, where they are not the published ones."""
+    """The decompressed bytes of one of the four files.
+
+    UserError, which names the file, where they are not the published ones.
+    """
+    name, compressed = path.name.removesuffix(".gz"), path.suffix == ".gz"
     try:
-        return checked(
-            path.name.removesuffix(".gz"), path.read_bytes(), compressed=path.suffix == ".gz"
-        )
+        return checked(name, path.read_bytes(), compressed)
     except ValueError as error:
         raise UserError(
-            f"{path}: {error}; it is left as it is: remove it, or put a whole one in its place"
+            f"{path}: {error}; it is left as it is: remove it, or replace it by a whole one"
         ) from error
     except OSError as error:
         raise UserError(
@@ -164,8 +172,15 @@ def checked(name: str, data: bytes, compressed: bool) -> bytes:
     return raw
 
 
+# From a mirror
+
+
 def download(name: str) -> bytes:
-    """The decompressed bytes of a file, kept in the cache folder where that can be written to. Unobtainable where no mirror has it."""
+    """The decompressed bytes of a file from a mirror.
+
+    The download is kept in the cache folder; where it cannot be written there, a line says so.
+    Unobtainable where no mirror has the file.
+    """
     data, raw = from_a_mirror(name)
     path = cache_folder() / f"{name}.gz"
     try:
@@ -177,7 +192,10 @@ def download(name: str) -> bytes:
 
 
 def from_a_mirror(name: str) -> tuple[bytes, bytes]:
-    """The file as sent and its decompressed bytes, from the first mirror that has it. Unobtainable, with each one's reason, if none has."""
+    """The file as sent, and its decompressed bytes, from the first mirror that has it.
+
+    Unobtainable, with the reason of each mirror, where none has it.
+    """
     problems = []
     for mirror in MIRRORS:
         line = Line()
@@ -186,12 +204,12 @@ def from_a_mirror(name: str) -> tuple[bytes, bytes]:
             return data, checked(name, data, compressed=True)
         except (OSError, ValueError, http.client.HTTPException) as error:
             problems.append(f"{mirror} {reason(error)}")
-            line.show(f"no download of {name} from {problems[-1]}", last=True)
+            line.show(f"{name} cannot be downloaded from {problems[-1]}", last=True)
     raise Unobtainable(f"it cannot be downloaded ({'; '.join(problems)})")
 
 
 def fetch(url: str, line: Line) -> bytes:
-    """What the address holds."""
+    """What the address holds; the line shows how much of it has come."""
     data = bytearray()
     line.show(f"downloading {url}")
     with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:
@@ -205,28 +223,35 @@ def fetch(url: str, line: Line) -> bytes:
 
 def reason(error: Exception) -> str:
     """What went wrong, in a few words on one line."""
-    cause = getattr(error, "reason", error)  # a URLError has a reason, often an OSError
-    return (
-        str(getattr(cause, "strerror", None) or cause).strip() or type(cause).__name__
-    ).splitlines()[0]
+    cause = getattr(error, "reason", error)  # of a URLError, often an OSError
+    text = str(getattr(cause, "strerror", None) or cause).strip()
+    return (text or type(cause).__name__).splitlines()[0]
+
+
+# Shipped with the demos
 
 
 def from_shipped(shipped: Path, why: str) -> Digits:
-    """The digits that a demo ships, the last SHIPPED_TEST of each class as test digits. UserError where the file is not the shipped one."""
-    by_hand = f"for all 70,000 put {', '.join(f'{name}.gz' for name in SHA256)} into {cache_folder()}, or name their --data-dir"
+    """The digits of the file `shipped`, the last SHIPPED_TEST of each class as test digits.
+
+    `why` is the reason for using them. UserError where the file is not the shipped one.
+    """
+    names = ", ".join(f"{name}.gz" for name in SHA256)
+    by_hand = f"for all 70,000 put {names} into {cache_folder()}, or name their --data-dir"
     try:
         data = shipped.read_bytes()
     except OSError as error:
-        raise UserError(
-            f"{shipped}: cannot be read ({reason(error)}), and {why}; {by_hand}"
-        ) from error
+        problem = f"cannot be read ({reason(error)})"
+        raise UserError(f"{shipped}: {problem}, and {why}; {by_hand}") from error
     if hashlib.sha256(data).hexdigest() != SHIPPED_SHA256:
-        raise UserError(
-            f"{shipped}: not the file that is shipped, or damaged, and {why}; {by_hand}"
-        )
+        problem = "not the file that is shipped, or damaged"
+        raise UserError(f"{shipped}: {problem}, and {why}; {by_hand}")
     with np.load(io.BytesIO(data)) as file:
         x, label = file["x"], file["label"].astype(np.int64)
     test = np.zeros(len(label), bool)
     test[np.concatenate([np.flatnonzero(label == c)[-SHIPPED_TEST:] for c in range(10)])] = True
-    note = f"MNIST: the {len(x):,} shipped digits, the last {SHIPPED_TEST} of each class kept aside as test, since {why}; {by_hand}"
+    note = (
+        f"MNIST: the {len(x):,} shipped digits, the last {SHIPPED_TEST} of each class kept aside "
+        f"as test digits, since {why}; {by_hand}"
+    )
     return Digits(x[~test], label[~test], x[test], label[test], note)

@@ -32,11 +32,11 @@ SMOKE: dict[str, Any] = dict(T=20, steps=20, batch=32, samples=64, points=64)
 FREE = ("sampler", "sampling_steps", "samples", "gif", "backend")
 
 EXAMPLES = """\
-  python demos/swiss_roll.py                                      DDPM on the roll
-  python demos/swiss_roll.py --draw-t early                       small t drawn more often
-  python demos/swiss_roll.py --schedule cosine --predict v        another schedule, another output
-  python demos/swiss_roll.py --data points.csv --out out/mine     your own points, two numbers a line
-  python demos/swiss_roll.py --resume                             continue a run that was stopped
+  python demos/swiss_roll.py                                     DDPM on the roll
+  python demos/swiss_roll.py --draw-t early                      small t drawn more often
+  python demos/swiss_roll.py --schedule cosine --predict v       another schedule, another output
+  python demos/swiss_roll.py --data points.csv --out out/mine    your own points, two numbers a line
+  python demos/swiss_roll.py --resume                            continue a run that was stopped
   python demos/swiss_roll.py --sample-only --sampler ddim --sampling-steps 20 --samples 20000"""
 
 

@@ -1,8 +1,8 @@
 """The engine: everything that is here for speed, and nothing else.
 
-The book never imports it. Each file here agrees with the plain one to rounding, and the tests say so.
-Nothing is put into another module: the engine hands out a network and an update, and whoever wants
-them passes them on.
+The book never imports it. Each file here agrees with the plain one to rounding, and the tests say
+so. Nothing is put into another module: the engine hands out a network and an update, and whoever
+wants them passes them on.
 
     from npdiff import fast
 
@@ -15,7 +15,8 @@ them passes them on.
     winograd.py, im2col.py, layout.py     convolutions, and the order of an image in memory
     cuda_ops.py, cuda_ops.cu              the ops of a network on CuPy
     graphs.py                             a network recorded as CUDA graphs
-    adam.py                               Adam in place
+    fused.py                              SiLU, Adam and the like on CuPy, in one kernel each
+    adam.py                               Adam in place, on NumPy
 """
 
 from collections.abc import Callable
@@ -65,7 +66,22 @@ def engine(net: Any, xp: Any = np, threads: int = 1, rows: int = 16) -> Engine:
             with_passes(net, forward=workers.forward_alone),
             partial(train.update, adam=adam),
         )
-    raise NotImplementedError
+    from npdiff.fast import cuda_ops, fused, graphs  # these import CuPy
+
+    fast_update = partial(train.update, adam=fused.adam)
+    if hasattr(net, "NO_CLASS") and cuda_ops.recordable():  # a network of images
+        replayed = graphs.Replayed(net, cuda_ops)
+        return Engine(
+            with_passes(net, forward=replayed.forward, backward=replayed.backward),
+            with_passes(net, forward=replayed.forward),
+            fast_update,
+        )
+    forward = partial(net.forward, ops=cuda_ops)
+    return Engine(
+        with_passes(net, forward=forward, backward=net.backward),
+        with_passes(net, forward=forward),
+        fast_update,
+    )
 
 
 def with_passes(net: Any, **passes: Callable) -> SimpleNamespace:

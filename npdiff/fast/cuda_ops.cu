@@ -1,4 +1,4 @@
-// The kernels of npdiff/nn/cuda.py. In the place of `real` and `numbers` come float or double, and for `numbers` also four floats at once.
+// The kernels of npdiff/fast/cuda_ops.py. In the place of `real` and `numbers` come float or double, and for `numbers` also four floats at once.
 
 struct alignas(16) four_floats { float a, b, c, d; };
 

@@ -1,9 +1,13 @@
-"""The U-Net's ops in few and large kernels, on CuPy. A reader can skip this file.
+"""The ops of a network on CuPy, in few and large kernels.
 
-The definitions are npdiff/nn/conv.py and npdiff/nn/ops.py, and these agree with them to rounding. On a GPU to start a kernel takes the
-host longer than most of these take the device, and an array with six axes is copied slowly: so a neighbourhood, a group norm and the way
-back through a scale and shift are a kernel each, in CUDA C (cuda.cu). `product` can be recorded in a graph (npdiff/kit/replay.py), where
-CuPy's own @ refuses.
+Each agrees to rounding with its plain one.
+
+This module is a complete namespace of ops: a network takes it as `forward(..., ops=cuda_ops)`. To
+start a kernel takes the host of a GPU longer than most of these take the device, and an array of
+six axes is copied slowly. So a neighbourhood, a group norm and the way back through a scale and
+shift are one kernel each, in CUDA C (cuda_ops.cu). `product` can be recorded in a graph
+(graphs.py), where CuPy's own @ refuses; and nothing here comes from the host once it has been
+called.
 """
 
 import ctypes
@@ -17,11 +21,16 @@ import cupy
 import numpy as np
 
 from npdiff.backend import Array
+from npdiff.fast.fused import scale_shift_forward as scale_shift_forward
+from npdiff.fast.fused import silu_backward as silu_backward
+from npdiff.fast.fused import silu_forward as silu_forward
+from npdiff.fast.im2col import flipped, output_size
 from npdiff.nn import conv
-from npdiff.nn.ops import Cache, Grads
+from npdiff.nn.conv import upsample_backward as upsample_backward
+from npdiff.nn.ops import LEVEL_MAX, LEVEL_MIN, Cache, Grads
 
 REAL = {"f": "float", "d": "double"}
-CODE = Path(__file__).with_name("cuda.cu").read_text()
+CODE = Path(__file__).with_name("cuda_ops.cu").read_text()
 THREADS = 256  # of a block, about
 
 
@@ -32,14 +41,20 @@ def kernel(name: str, dtype: Any, numbers: str | None = None) -> Any:
 
 
 def integers(arguments: tuple) -> tuple:
-    """Arrays go to a kernel as they lie in memory: contiguous, and of one dtype. Python's ints go as int, its floats as double."""
+    """The arguments as a kernel takes them: Python's ints as int, its floats as double.
+
+    Arrays go as they lie in memory. They must be contiguous, and of one dtype, else TypeError.
+    """
     if len({a.dtype for a in arguments if isinstance(a, cupy.ndarray)}) > 1:
         raise TypeError("a kernel takes arrays of one dtype")
     return tuple(np.int32(a) if isinstance(a, int) else a for a in arguments)
 
 
 def over_pixels(name: str, x: Array, together: int, *arguments: Any) -> None:
-    """A kernel with a block of threads for each `together` neighbouring channels of each image of x (B, H, W, C)."""
+    """Run a kernel with a block of threads for each `together` neighbouring channels of an image.
+
+    x (B, H, W, C).
+    """
     batch, height, width, channels = x.shape
     lanes = max(1, min(THREADS // together, height * width))
     kernel(name, x.dtype)(
@@ -49,12 +64,12 @@ def over_pixels(name: str, x: Array, together: int, *arguments: Any) -> None:
     )
 
 
-def columns(x: Array, size: int, stride: int = 1) -> Array:  # x (B, H, W, C) -> (B H' W', K K C)
-    """As conv.columns."""
+def columns(x: Array, size: int, stride: int = 1) -> Array:
+    """As im2col.columns.   x (B, H, W, C) -> (B H' W', K K C)."""
     batch, height, width, channels = x.shape
     if size == stride == 1:
         return x.reshape(-1, channels)
-    down, across = conv.output_size(height, stride), conv.output_size(width, stride)
+    down, across = output_size(height, stride), output_size(width, stride)
     y = cupy.empty((batch * down * across, size * size * channels), x.dtype)
     at_once = 4 if channels % 4 == 0 and x.dtype.char == "f" else 1
     run = kernel("columns", x.dtype, "four_floats" if at_once == 4 else None)
@@ -79,7 +94,7 @@ def conv2d_forward(x: Array, w: Array, b: Array, stride: int = 1) -> tuple[Array
     y = product(x_columns, w.reshape(-1, w.shape[3]))
     y += b
     batch, height, width, _ = x.shape
-    shape = batch, conv.output_size(height, stride), conv.output_size(width, stride), -1
+    shape = batch, output_size(height, stride), output_size(width, stride), -1
     return y.reshape(shape), (x_columns, x.shape, w, stride)
 
 
@@ -92,18 +107,18 @@ def conv2d_backward(grad_y: Array, cache: Cache) -> tuple[Array, Grads]:
     if stride > 1:
         spread = cupy.zeros((*shape[:3], w.shape[3]), grad_y.dtype)
         spread[:, ::stride, ::stride] = grad_y
-    flipped = w[::-1, ::-1].swapaxes(2, 3).reshape(-1, w.shape[2])
-    grad_x = product(columns(spread, len(w)), flipped).reshape(shape)
+    w_flipped = flipped(w).reshape(-1, w.shape[2])
+    grad_x = product(columns(spread, len(w)), w_flipped).reshape(shape)
     return grad_x, {"w": grad_w.reshape(w.shape), "b": grad_b}
 
 
 def group_norm_forward(
-    x: Array, gain: Array, bias: Array, groups: int, eps: float = 1e-5
+    x: Array, gain: Array, bias: Array, groups: int, tiny: float = 1e-5
 ) -> tuple[Array, Cache]:
     """As conv.group_norm_forward."""
     x = cupy.ascontiguousarray(x)
     y, n, rstd = cupy.empty_like(x), cupy.empty_like(x), cupy.empty((len(x), groups), x.dtype)
-    over_pixels("group_norm", x, x.shape[3] // groups, x, gain, bias, y, n, rstd, eps)
+    over_pixels("group_norm", x, x.shape[3] // groups, x, gain, bias, y, n, rstd, tiny)
     return y, (n, rstd, gain, groups)
 
 
@@ -148,18 +163,34 @@ def linear_backward(grad_y: Array, cache: Cache) -> tuple[Array, Grads]:
     return product(grad_y, w.T), {"w": product(x.T, grad_y), "b": grad_b}
 
 
-def embed_forward(x: Array, frequencies: Array) -> tuple[Array, Cache]:
-    """As ops.embed_forward, for one number a row."""
-    angle = x * frequencies
-    sin, cos = cupy.sin(angle), cupy.cos(angle)
-    return cupy.concatenate([sin, cos], axis=1), (sin, cos, frequencies)
+def upsample_forward(x: Array) -> tuple[Array, Cache]:
+    """As conv.upsample_forward."""
+    batch, height, width, channels = x.shape
+    shape = batch, height, 2, width, 2, channels
+    y = cupy.broadcast_to(x[:, :, None, :, None], shape)
+    return y.reshape(batch, 2 * height, 2 * width, channels), ()
+
+
+def level_waves(level: Array, frequencies: np.ndarray) -> Array:
+    """As ops.level_waves, with the frequencies kept on the device."""
+    angle = cupy.clip(level, LEVEL_MIN, LEVEL_MAX)[:, None] * on_device(
+        tuple(frequencies), level.dtype
+    )
+    return cupy.concatenate([cupy.sin(angle), cupy.cos(angle)], axis=1)
+
+
+@functools.cache
+def on_device(numbers: tuple[float, ...], dtype: Any) -> Array:
+    return cupy.asarray(np.array(numbers), dtype)
 
 
 def lookup_forward(label: Array, table: Array) -> tuple[Array, Cache]:
-    """As conv.lookup_forward, which checks a label on the host; one on the device is taken as it is."""
+    """As conv.lookup_forward, which checks a label on the host; one on the device is used as it
+    is."""
     if isinstance(label, np.ndarray):
         return conv.lookup_forward(label, table)
-    one_hot = (label[:, None] == cupy.arange(len(table))).astype(table.dtype)
+    rows = cupy.arange(len(table))
+    one_hot = (label[:, None] % len(table) == rows).astype(table.dtype)  # -1 is the last row
     return product(one_hot, table), (one_hot,)
 
 
@@ -168,21 +199,11 @@ def lookup_backward(grad_y: Array, cache: Cache) -> tuple[None, Grads]:
     return None, {"table": product(cache[0].T, grad_y)}
 
 
-def put_into(net: Any) -> None:
-    """These in the place of the plain ones, for the U-Net's module, which from then on takes CuPy's arrays alone."""
-    for op in (
-        conv2d_forward, conv2d_backward, group_norm_forward, group_norm_backward, scale_shift_backward,
-        linear_forward, linear_backward, embed_forward, lookup_forward, lookup_backward,
-    ):  # fmt: skip
-        setattr(net, op.__name__, op)
-    net.FREQUENCIES = cupy.asarray(net.FREQUENCIES)
-
-
 # A product that can be recorded
 
 
-def product(a: Array, b: Array) -> Array:  # a (M, K), b (K, N) -> (M, N)
-    """a @ b. While a graph is recorded cuBLAS is called by its own name."""
+def product(a: Array, b: Array) -> Array:
+    """a @ b; while a graph is recorded cuBLAS is called by its own name.   a (M, K), b (K, N)."""
     return gemm(a, b) if cupy.cuda.get_current_stream().is_capturing() else a @ b
 
 
@@ -198,13 +219,19 @@ def recordable() -> bool:
 
 @functools.cache
 def cublas() -> tuple[Any, Array]:
-    """The library that CuPy has loaded, and 32 MiB for it to work in. OSError where it is not found by this name."""
+    """The library that CuPy has loaded, and 32 MiB for it to work in.
+
+    OSError where it is not found by this name.
+    """
     major = cupy.cuda.runtime.runtimeGetVersion() // 1000
     return ctypes.CDLL(f"libcublas.so.{major}"), cupy.empty(32 << 20, cupy.uint8)
 
 
 def operand(x: Array) -> tuple[Array, int, int]:
-    """x, or a copy that cuBLAS can take, whether it lies transposed in memory, and the distance of its rows (columns, if transposed)."""
+    """x, or a copy that cuBLAS can take; whether it lies transposed; the distance of its rows.
+
+    If it lies transposed, the distance is that of its columns.
+    """
     across, down = (stride // x.itemsize for stride in (x.strides[1], x.strides[0]))
     if across == 1 and down >= x.shape[1]:
         return x, 0, down
@@ -215,7 +242,10 @@ def operand(x: Array) -> tuple[Array, int, int]:
 
 
 def gemm(a: Array, b: Array) -> Array:
-    """a @ b by cublasGemmEx, on the current stream. cuBLAS counts along columns first, so it is asked for y^T = b^T a^T."""
+    """a @ b by cublasGemmEx, on the current stream.
+
+    cuBLAS counts along columns first, so it is asked for y^T = b^T a^T.
+    """
     if a.dtype != b.dtype:
         raise TypeError(f"a product is of one dtype, got {a.dtype} and {b.dtype}")
     library, memory = cublas()

@@ -1,7 +1,7 @@
 """A convolution as one matrix product: each pixel's neighbourhood is written out as a row.
 
-This serves every kernel and stride. It takes K x K times the memory of x, which the sum over shifted
-images in npdiff/nn/conv.py does not.
+This serves every kernel and stride. It takes K x K times the memory of x, which the sum over
+shifted images in npdiff/nn/conv.py does not.
 """
 
 import numpy as np

@@ -1,9 +1,10 @@
 """The batch beside the channels in memory, on NumPy.
 
-An image x[b, i, j, c] whose memory is in the order i, j, b, c keeps its shape, and NumPy's operators
-and functions accept it and pass its order on. But what is the same for all pixels, a mean, a gain, a
-scale, now meets B C adjacent numbers instead of C; a sum over pixels is a product with ones; and a
-matrix that acts on rows or columns of pixels acts on all channels and images at once.
+An image x[b, i, j, c] whose memory is in the order i, j, b, c keeps its shape, and NumPy's
+operators and functions accept it and pass its order on. But what is the same for all pixels, a
+mean, a gain, a scale, now meets B C adjacent numbers instead of C; a sum over pixels is a product
+with ones; and a matrix that acts on rows or columns of pixels acts on all channels and images at
+once.
 """
 
 import functools

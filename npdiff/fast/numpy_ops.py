@@ -108,8 +108,8 @@ def silu_backward(grad_y: Array, cache: Cache) -> tuple[Array, Grads]:
 def without_cache(ops: Any) -> SimpleNamespace:
     """The same ops for forward passes alone: nothing is kept for a backward pass.
 
-    An array that is dropped at once leaves its memory, which the processor still holds in its cache,
-    to the next one.
+    An array that is dropped at once leaves its memory, which the processor still holds in its
+    cache, to the next one.
     """
 
     def forgetful(op_forward: Any) -> Any:

@@ -1,7 +1,7 @@
 """3 x 3 convolutions with a fifth of the products: Winograd's algorithms F(5, 3) and F(7, 3).
 
-The definition is npdiff/nn/conv.py; this agrees with it to rounding. Take one dimension: m outputs of
-a kernel w of three taps,
+The definition is npdiff/nn/conv.py; this agrees with it to rounding. Take one dimension: m outputs
+of a kernel w of three taps,
 
     y_i = sum over k of d_{i+k} w_k,    i = 0..m-1,    from n = m + 2 inputs d
 
@@ -11,8 +11,8 @@ coefficients to values; V_m and V_3 are its first m and 3 columns:
 
     w u = V^-1 [(V_3 w) * (V_m u)],    n products instead of 3 m
 
-For a fixed w this is a matrix acting on u, whose entry (i+k, i) is w_k. Its transpose acting on d is
-y:
+For a fixed w this is a matrix acting on u, whose entry (i+k, i) is w_k. Its transpose acting on d
+is y:
 
     y = A^T [(G w) * (B^T d)],    A = V_m, G = V_3, B^T = V^-T
 
@@ -21,8 +21,8 @@ points mean fewer products and more rounding: in float32 some 1e-6 of y's size w
 m = 7.
 
 In two dimensions each matrix acts on rows and on columns: n^2 products instead of 9 m^2, and over
-channels each of the n^2 is a matrix product. Every step is linear in x and in w, so the backward pass
-is the same steps transposed.
+channels each of the n^2 is a matrix product. Every step is linear in x and in w, so the backward
+pass is the same steps transposed.
 
 Sec. 4.1 and 4.3, Lavin & Gray 2016, arXiv:1509.09308.
 """

@@ -7,8 +7,9 @@ npdiff/fast/numpy_ops.py, and one thread for each product.
 
 theta, and the gradient of each piece, lie in memory that all processes share. A process keeps what
 the forward passes of its pieces saved for the backward pass; this process keeps only the number of
-the call. The pieces, and the order in which their gradients are summed, depend on the batch alone. So
-the result is the same to the bit for any number of workers, and equal to the plain one to rounding.
+the call. The pieces, and the order in which their gradients are summed, depend on the batch alone.
+So the result is the same to the bit for any number of workers, and equal to the plain one to
+rounding.
 """
 
 import contextlib
@@ -146,7 +147,8 @@ class Pieces:
 
 
 def work(pipe: Connection, memory: list[Any], name: str, like: Tree) -> None:
-    """A worker: it answers until the process that started it ends, and leaves Ctrl-C to that one."""
+    """A worker: it answers until the process that started it ends, and leaves Ctrl-C to that
+    one."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     keep_freed_memory()
     theta, grads = views(memory, flatten(like))
@@ -218,9 +220,9 @@ def environment(variables: dict[str, str]) -> Iterator[None]:
 def keep_freed_memory() -> None:
     """Let NumPy reuse freed memory where the C library is glibc; elsewhere this does nothing.
 
-    glibc returns an array above a threshold, at first 128 KiB, to the kernel as soon as it is freed,
-    and the kernel clears every page of the next one. Freeing one large array raises the threshold to
-    its size (mallopt(3), M_MMAP_THRESHOLD).
+    glibc returns an array above a threshold, at first 128 KiB, to the kernel as soon as it is
+    freed, and the kernel clears every page of the next one. Freeing one large array raises the
+    threshold to its size (mallopt(3), M_MMAP_THRESHOLD).
     """
     large = np.empty(31 << 20, np.uint8)
     del large

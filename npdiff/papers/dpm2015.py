@@ -13,8 +13,9 @@ serves every step.
     objective                    the KL of each step, for train.gradient
     rates_gradient   sec. 2.4    the gradient of -K with respect to beta_2..beta_T
 
-A network is trained along train.gradient(..., objective=objective, network_input=network_input),
-with t from `after_1`, by train.update.
+A network is trained by train.update, with t from `after_1` and the gradient of
+
+    train.gradient(..., objective=objective, network_input=network_input)
 
     paper               here
     ------------------  ----------------------------------------------------------------------
@@ -50,7 +51,7 @@ from npdiff.schedule import Schedule, Time
 def network_input(x_t: Array, t: Time, schedule: Schedule) -> tuple[Array, Array]:
     """x_t as it is, and t / T spread over -5..5, in the place of `output.network_input`.
 
-    It stays the same while the rates are learned, and with them the level of a step.
+    The level of a step changes while the rates are learned; t / T does not.
 
     Returns
     -------

@@ -35,8 +35,8 @@ NO_CLASS = unet.NO_CLASS
 def init(rng: np.random.Generator, channels: int = 1, classes: int = 10, width: int = 32) -> Tree:
     """Float32 parameters for x of shape (B, H, W, channels).
 
-    The U's input and output have 4 channels for each that `unet.init` is told, so 2 `channels` make
-    the input of eight; of the four outputs for each of x's channels two are used.
+    `unet.init` makes an input of 4 for each channel that it is asked for, so twice `channels` gives
+    the eight; of the four outputs for each of x's channels two are used.
     """
     return unet.init(rng, 2 * channels, classes, width, outputs=channels)
 

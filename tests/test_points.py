@@ -1,8 +1,8 @@
+import _data as data
 import numpy as np
 import pytest
 
-import _data as data
-from npdiff.kit.errors import UserError
+from lab.errors import UserError
 
 
 @pytest.mark.parametrize("name", data.NAMES)
@@ -38,7 +38,16 @@ def test_checkerboard_claims_no_closed_form_and_fills_only_the_dark_squares():
     assert (np.floor(x).sum(axis=1) % 2 == 0).all() and np.abs(x).max() <= 2
 
 
-@pytest.mark.parametrize("text", ["1,2\n3,5\n", "x,y\n1,2\n3,5\n", "# remark\n1 2\n3\t5\n", "1;2\r\n3;5\r\n\r\n", "\ufeffx y\n1 2\n3 5"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1,2\n3,5\n",
+        "x,y\n1,2\n3,5\n",
+        "# remark\n1 2\n3\t5\n",
+        "1;2\r\n3;5\r\n\r\n",
+        "\ufeffx y\n1 2\n3 5",
+    ],
+)
 def test_a_csv_is_read_with_or_without_a_header_and_with_any_usual_separator(tmp_path, text):
     (tmp_path / "p.csv").write_text(text, encoding="utf-8")
     assert np.array_equal(data.read(tmp_path / "p.csv"), [[1, 2], [3, 5]])
@@ -50,13 +59,18 @@ def test_a_file_keeps_a_fifth_aside_and_gives_samples_back_in_its_own_coordinate
     points = data.points(str(tmp_path / "p.npy"))
     rng = np.random.default_rng(5)
     trained, aside = points.sample(5000, rng), points.fresh(20, rng)
-    assert len(np.unique(trained, axis=0)) == 80 and len(np.unique(aside, axis=0)) == 20 == points.aside
+    assert (
+        len(np.unique(trained, axis=0)) == 80
+        and len(np.unique(aside, axis=0)) == 20 == points.aside
+    )
     assert not set(map(tuple, trained)) & set(map(tuple, aside))
     everything = np.concatenate([np.unique(trained, axis=0), aside])
     back = points.to_user(everything)
     assert np.allclose(np.sort(back, axis=0), np.sort(x, axis=0), rtol=1e-5)
     sets = np.concatenate(points.sets(20, rng))
-    assert len(np.unique(sets, axis=0)) == 100 and np.array_equal(np.sort(points.sets(20, rng)[0], axis=0), np.sort(aside, axis=0))
+    assert len(np.unique(sets, axis=0)) == 100 and np.array_equal(
+        np.sort(points.sets(20, rng)[0], axis=0), np.sort(aside, axis=0)
+    )
 
 
 BAD = {
@@ -85,7 +99,16 @@ def test_a_bad_file_is_refused_in_one_line_that_names_it(tmp_path, name):
     assert name in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("x", [np.zeros((20, 3)), np.zeros(20), np.full((20, 2), "a"), np.full((20, 2), np.inf), np.zeros((0, 2))])
+@pytest.mark.parametrize(
+    "x",
+    [
+        np.zeros((20, 3)),
+        np.zeros(20),
+        np.full((20, 2), "a"),
+        np.full((20, 2), np.inf),
+        np.zeros((0, 2)),
+    ],
+)
 def test_a_bad_array_is_refused(tmp_path, x):
     np.save(tmp_path / "p.npy", x)
     with pytest.raises(UserError, match="p.npy"):
