@@ -10,10 +10,9 @@ Before anything is timed, outputs and gradients from the same weights are compar
 import argparse
 import os
 
+# The engine shares the batch among processes, so each product runs on one thread.
 for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(
-        name, "1"
-    )  # the engine shares the batch among processes, not each product
+    os.environ.setdefault(name, "1")
 
 import json
 import platform
@@ -28,10 +27,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+
 from lab import cli, files
 from lab.digits_flags import cores
 from lab.errors import UserError
-
 from npdiff import fast, sampler, train
 from npdiff.backend import Array, select, to_numpy
 from npdiff.fast import numpy_ops
@@ -64,7 +63,7 @@ class Case:
     x_0: Array
     t: np.ndarray
     eps: Array
-    inputs: dict[str, np.ndarray]  # the labels, where the network takes them
+    inputs: dict[str, Any]  # the labels, where the network takes them
     net: Any  # the network, or the engine's
     forward_net: Any
     update: Callable[..., None]

@@ -45,6 +45,17 @@ def standard_normal(rng: np.random.Generator, shape: tuple[int, ...], like: Arra
     return get_array_module(like).asarray(rng.standard_normal(shape, dtype=like.dtype))
 
 
+def per_row(value: np.ndarray | float, x: Array) -> Array:
+    """A number of the host for each row of x, ready to multiply it: (B,) -> (B, 1, ..., 1).
+
+    The result has x's precision and device. One number for all rows becomes a Python float.
+    """
+    if np.ndim(value) == 0:
+        return float(value)
+    value = np.asarray(value).astype(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+    return get_array_module(x).asarray(value)
+
+
 def select(name: str = "auto") -> ModuleType:
     """The array module called `name`: "numpy", "cupy", or "auto" (CuPy where it works, else NumPy).
 

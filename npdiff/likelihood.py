@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from npdiff import normal
-from npdiff.backend import Array, get_array_module, standard_normal, to_numpy
+from npdiff.backend import Array, get_array_module, per_row, standard_normal, to_numpy
 from npdiff.forward import prior_kl, q_posterior, q_sample, q_step
 from npdiff.reverse import mean_per_eps, p_mean_from_eps
 from npdiff.schedule import Schedule, Time
@@ -56,16 +56,6 @@ def fixed(
         return mean, per_row(table[t], x_t)
 
     return reverse
-
-
-def per_row(value: np.ndarray, x: Array) -> Array:
-    """One number per row, (B,) on the host, as (B, 1, ..., 1), ready to multiply x.
-
-    A single number becomes a float.
-    """
-    if np.ndim(value) == 0:
-        return float(value)
-    return get_array_module(x).asarray(value.astype(x.dtype).reshape(-1, *[1] * (x.ndim - 1)))
 
 
 def variance_table(name: str, schedule: Schedule) -> np.ndarray:

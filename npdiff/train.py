@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from npdiff.backend import Array, get_array_module, standard_normal
+from npdiff.backend import Array, get_array_module, per_row, standard_normal
 from npdiff.forward import q_sample
 from npdiff.loss import l_simple
 from npdiff.nn.params import Tree, flatten, pack, unflatten
@@ -107,16 +107,9 @@ def gradient(
     x, level = network_input(x_t, t, schedule)
     out, cache = net.forward(params, x, level, **inputs)
     losses, grad_out = objective(out, x_0, t, eps, schedule, predict)
-    _, grads = net.backward(params, cache, grad_out * mean_weight(weight, grad_out))
+    share = 1 / len(x_0) if weight is None else weight / len(x_0)  # of each row in the mean
+    _, grads = net.backward(params, cache, grad_out * per_row(share, grad_out))
     return losses, flatten(grads)
-
-
-def mean_weight(weight: np.ndarray | None, x: Array) -> Array:
-    """weight / B, ready to multiply x of shape (B, ...); 1 / B where weight is None."""
-    if weight is None:
-        return 1 / len(x)
-    each = (weight / len(x)).astype(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
-    return get_array_module(x).asarray(each)
 
 
 def update(
@@ -202,5 +195,5 @@ def train(
         )
 
         update(state, grad, steps)
-        loss = (losses * mean_weight(weight, losses)).sum()
+        loss = (losses if weight is None else losses * per_row(weight, losses)).mean()
         yield TrainStep(state.step, x_0, t, eps, losses, loss, grad)

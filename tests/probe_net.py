@@ -13,6 +13,7 @@ import inspect
 import os
 import pkgutil
 from collections.abc import Iterator
+from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -32,7 +33,7 @@ def book() -> list[ModuleType]:
 
 def as_written(module: ModuleType) -> Iterator[tuple[str, bool]]:
     """Each name that the module's file defines or imports, and whether it stands for that."""
-    for node in ast.parse(inspect.getsource(module)).body:
+    for node in ast.parse(Path(str(module.__file__)).read_text("utf-8")).body:
         if isinstance(node, ast.FunctionDef):
             yield node.name, is_function(vars(module).get(node.name), node, module)
         elif isinstance(node, ast.ClassDef):
@@ -69,7 +70,7 @@ def imported(module: str | None, name: str) -> Any:
 
 
 def look() -> tuple[list[str], int]:
-    """The names of the book that stand for something else than its files say, and the number of all."""
+    """The names that stand for something else than the files say, and how many were looked at."""
     wrong, count = [], 0
     for module in book():
         for name, right in as_written(module):

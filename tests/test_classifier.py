@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lab import classifier
 from lab import digit_metrics as metrics
-from lab.mnist import Digits
+from lab.mnist import Digits, to_model
 from npdiff.gradcheck import check_pair, directional_error
 from npdiff.nn.params import flatten, leaves, map_leaves, pack
 
@@ -51,15 +51,13 @@ def random_params(rng):
 @given(seeds, st.integers(1, 5), st.integers(1, 4))
 def test_cross_entropy_gradient(seed, batch, classes):
     rng = np.random.default_rng(seed)
-    label = rng.integers(0, classes + 1, batch)
+    z, label = rng.standard_normal((batch, classes + 1)), rng.integers(0, classes + 1, batch)
     forward = partial(classifier.cross_entropy_forward, label=label)
-    errors = check_pair(
-        forward,
-        lambda grad, cache: (classifier.cross_entropy_backward(grad, cache), {}),
-        rng.standard_normal((batch, classes + 1)),
-        rng,
-    )
-    assert errors["x"] < GRADIENT
+
+    def backward(grad, cache):
+        return classifier.cross_entropy_backward(grad, cache), {}
+
+    assert check_pair(forward, backward, z, rng)["x"] < GRADIENT
 
 
 @given(seeds, st.integers(1, 5))
@@ -67,14 +65,11 @@ def test_cross_entropy_is_its_definition(seed, batch):
     rng = np.random.default_rng(seed)
     z, label = rng.standard_normal((batch, 4)), rng.integers(0, 4, batch)
     loss, _ = classifier.cross_entropy_forward(z, label)
-    expected = (
-        -sum(
-            math.log(math.exp(row[c]) / sum(map(math.exp, row)))
-            for row, c in zip(z.tolist(), label, strict=True)
-        )
-        / batch
-    )
-    assert loss == pytest.approx(expected, rel=50 * EPS, abs=50 * EPS)
+    log_p = [
+        math.log(math.exp(row[c]) / sum(map(math.exp, row)))
+        for row, c in zip(z.tolist(), label, strict=True)
+    ]
+    assert loss == pytest.approx(-sum(log_p) / batch, rel=50 * EPS, abs=50 * EPS)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -98,15 +93,12 @@ def test_every_parameter_of_the_classifier_and_its_input_have_their_gradient():
         return *classifier.cross_entropy_forward(z, label), cache
 
     _, loss_cache, cache = loss_at(x)
-    grad_x, grads = classifier.backward(
-        params, cache, classifier.cross_entropy_backward(1.0, loss_cache)
-    )
-    assert (
-        min(directional_error(lambda x: loss_at(x)[0], x, grad_x, rng) for _ in range(2)) < GRADIENT
-    )
-    assert list(grads) == list(params) and all(
-        list(grads[name]) == list(params[name]) for name in params
-    )
+    grad_z = classifier.cross_entropy_backward(1.0, loss_cache)
+    grad_x, grads = classifier.backward(params, cache, grad_z)
+    errors = [directional_error(lambda x: loss_at(x)[0], x, grad_x, rng) for _ in range(2)]
+    assert min(errors) < GRADIENT
+    assert list(grads) == list(params)
+    assert all(list(grads[name]) == list(params[name]) for name in params)
     for leaf, grad in zip(leaves(params), leaves(grads), strict=True):
         kept = leaf.copy()
 
@@ -126,9 +118,8 @@ def test_a_device_array_is_never_waited_for_and_gives_the_same():
     def gradient(params, x):
         z, cache = classifier.forward(params, x)
         loss, loss_cache = classifier.cross_entropy_forward(z, label)
-        return loss, classifier.backward(
-            params, cache, classifier.cross_entropy_backward(1.0, loss_cache)
-        )
+        grad_z = classifier.cross_entropy_backward(1.0, loss_cache)
+        return loss, classifier.backward(params, cache, grad_z)
 
     loss, (grad_x, grads) = gradient(params, x)
     params, x = map_leaves(strict_array.asarray, params), strict_array.asarray(x)
@@ -144,45 +135,38 @@ def test_a_device_array_is_never_waited_for_and_gives_the_same():
 def test_an_image_is_moved_by_at_most_two_pixels_along_each_axis_and_every_move_occurs():
     x = np.random.default_rng(0).integers(0, 256, (500, 6, 9)).astype(np.uint8)
     moves = [(i, j) for i in range(-2, 3) for j in range(-2, 3)]
-    found = set()
+    seen = set()
     for image, moved in zip(x, classifier.shifted(x, np.random.default_rng(1)), strict=True):
         (move,) = [move for move in moves if np.array_equal(np.roll(image, move, (0, 1)), moved)]
-        found.add(move)
-    assert found == set(moves)  # each of 25 is missed by 500 images with probability 1.4e-9
+        seen.add(move)
+    assert seen == set(moves)  # each of 25 is missed by 500 images with probability 1.4e-9
 
 
 def test_training_starts_at_log_10_and_lowers_the_loss():
     digits = few_digits(500)
     for step in classifier.train(digits, np.random.default_rng(0), steps=150):
         if step.step == 1:
-            assert step.loss == pytest.approx(
-                math.log(10), rel=4 * EPS_32
-            )  # the last layer is 0: all classes are equal
+            # The last layer is 0, so all classes are equally probable.
+            assert step.loss == pytest.approx(math.log(10), rel=4 * EPS_32)
             assert step.loss.dtype == np.float32
     assert step.step == 150 and step.loss < math.log(10) / 2
-    found = classifier.predicted(step.params, digits.test_x)
-    assert found.shape == (20,) and (found == digits.test_label).mean() >= 0.5
+    label = classifier.predicted(step.params, digits.test_x)
+    assert label.shape == (20,) and (label == digits.test_label).mean() >= 0.5
 
 
 def test_pieces_change_nothing(monkeypatch):
     digits, params = few_digits(), classifier.init(np.random.default_rng(0))
     params["last"]["w"] += np.random.default_rng(1).standard_normal((128, 10), dtype=np.float32)
-    whole, found = (
-        classifier.features(params, digits.train_x),
-        classifier.predicted(params, digits.train_x),
-    )
+    whole = classifier.features(params, digits.train_x)
+    label = classifier.predicted(params, digits.train_x)
     monkeypatch.setattr(classifier, "PIECE", 33)
     assert whole.shape == (100, 128) and whole.dtype == np.float32
-    # A feature is a sum of 1,024 terms that are themselves such sums. The order of summing depends on
-    # the size of the product.
-    np.testing.assert_allclose(
-        classifier.features(params, digits.train_x),
-        whole,
-        rtol=0,
-        atol=1024 * EPS_32 * np.abs(whole).max(),
-    )
-    z, _ = classifier.forward(params, classifier.to_model(digits.train_x))
-    assert np.array_equal(found, z.argmax(axis=1)) and len(set(found)) > 1
+    # A feature is a sum of 1,024 terms that are such sums themselves. Their order depends on the
+    # size of the product.
+    in_pieces, rounding = classifier.features(params, digits.train_x), 1024 * EPS_32
+    np.testing.assert_allclose(in_pieces, whole, rtol=0, atol=rounding * np.abs(whole).max())
+    z, _ = classifier.forward(params, to_model(digits.train_x))
+    assert np.array_equal(label, z.argmax(axis=1)) and len(set(label)) > 1
 
 
 # The kept classifier
@@ -205,11 +189,8 @@ def test_a_kept_classifier_is_loaded_and_not_trained_again(tmp_path, trainings):
     digits, folder = few_digits(), tmp_path / "new" / "folder"
     params = classifier.load_or_train(digits, folder, steps=2)
     again = classifier.load_or_train(digits, folder, steps=2)
-    assert (
-        trainings == [2]
-        and np.array_equal(flatten(params), flatten(again))
-        and again["last"]["w"].any()
-    )
+    assert trainings == [2]
+    assert np.array_equal(flatten(params), flatten(again)) and again["last"]["w"].any()
     assert [path.name for path in folder.iterdir()] == ["classifier_of_100.npz"]
     np.load(folder / "classifier_of_100.npz", allow_pickle=False)["theta"]
 
@@ -242,17 +223,15 @@ def key_and_steps(path):
 def test_another_version_other_labels_and_another_network_are_stale(
     tmp_path, trainings, monkeypatch
 ):
-    digits = few_digits()
+    digits, path = few_digits(), tmp_path / "classifier_of_100.npz"
     classifier.load_or_train(digits, tmp_path, steps=1)
     monkeypatch.setattr(classifier, "VERSION", classifier.VERSION + 1)
     classifier.load_or_train(digits, tmp_path, steps=1)
     other = dataclasses.replace(digits, train_label=digits.train_label[::-1].copy())
     classifier.load_or_train(other, tmp_path, steps=1)
     assert len(trainings) == 3
-    key, steps = key_and_steps(tmp_path / "classifier_of_100.npz")
-    np.savez(
-        tmp_path / "classifier_of_100.npz", theta=np.zeros(5, np.float32), key=key, steps=steps
-    )
+    key, steps = key_and_steps(path)
+    np.savez(path, theta=np.zeros(5, np.float32), key=key, steps=steps)
     classifier.load_or_train(other, tmp_path, steps=1)
     classifier.load_or_train(other, tmp_path, steps=1)
     assert len(trainings) == 4
@@ -263,13 +242,9 @@ def test_where_it_cannot_be_kept_it_is_trained_and_a_line_says_so(tmp_path, trai
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
         params = classifier.load_or_train(few_digits(), folder, steps=1)
         assert params["last"]["w"].shape == (128, 10)
-        lines = capsys.readouterr().out.splitlines()
-        assert (
-            len(lines) == 2
-            and lines[0].startswith("training the classifier 1/1")
-            and str(folder) in lines[1]
-            and "not kept" in lines[1]
-        )
+        progress, warning = capsys.readouterr().out.splitlines()
+        assert progress.startswith("training the classifier 1/1")
+        assert str(folder) in warning and "not kept" in warning
     assert trainings == [1, 1] and [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
@@ -277,7 +252,7 @@ def test_where_it_cannot_be_kept_it_is_trained_and_a_line_says_so(tmp_path, trai
 
 
 def with_moments(n, mean, factor, rng):
-    """n points with the sample mean `mean` and the sample covariance factor factor^T, to rounding."""
+    """n points of sample mean `mean` and sample covariance factor factor^T, to rounding."""
     x = rng.standard_normal((n, len(mean)))
     x -= x.mean(axis=0)
     x = x @ np.linalg.inv(np.linalg.cholesky(np.cov(x, rowvar=False))).T
@@ -293,11 +268,8 @@ FRECHET = 1e4 * 5 * 100 * EPS
 def test_frechet_of_covariances_that_commute(seed, F):
     """sum of (m_a - m_b)^2 + (s_a - s_b)^2 along common axes, in whatever way these are turned."""
     rng = np.random.default_rng(seed)
-    m_a, m_b, (s_a, s_b) = (
-        rng.standard_normal(F),
-        rng.standard_normal(F),
-        rng.uniform(0.1, 3, (2, F)),
-    )
+    m_a, m_b = rng.standard_normal((2, F))
+    s_a, s_b = rng.uniform(0.1, 3, (2, F))
     axes, _ = np.linalg.qr(rng.standard_normal((F, F)))
     a, b = with_moments(30, m_a, axes * s_a, rng), with_moments(40, m_b, axes * s_b, rng)
     expected = ((m_a - m_b) ** 2).sum() + ((s_a - s_b) ** 2).sum()
@@ -308,18 +280,14 @@ def test_frechet_of_covariances_that_commute(seed, F):
 def test_frechet_of_covariances_that_do_not_commute(seed):
     """In two dimensions tr r = sqrt(tr r^2 + 2 det r), here for r^2 = C_a C_b."""
     rng = np.random.default_rng(seed)
-    m, L_a, L_b = (
-        rng.standard_normal(2),
-        *(np.diag([1.0, 0.5]) + rng.uniform(-0.3, 0.3, (2, 2)) for _ in range(2)),
-    )
+    m = rng.standard_normal(2)
+    L_a, L_b = (np.diag([1.0, 0.5]) + rng.uniform(-0.3, 0.3, (2, 2)) for _ in range(2))
     C_a, C_b = L_a @ L_a.T, L_b @ L_b.T
     a, b = with_moments(30, [0, 0], L_a, rng), with_moments(40, m, L_b, rng)
-    trace_of_root = math.sqrt(
-        np.trace(C_a @ C_b) + 2 * math.sqrt(np.linalg.det(C_a) * np.linalg.det(C_b))
-    )
-    assert metrics.frechet(a, b) == pytest.approx(
-        m @ m + np.trace(C_a + C_b) - 2 * trace_of_root, rel=0, abs=FRECHET
-    )
+    det_of_root = math.sqrt(np.linalg.det(C_a) * np.linalg.det(C_b))
+    trace_of_root = math.sqrt(np.trace(C_a @ C_b) + 2 * det_of_root)
+    expected = m @ m + np.trace(C_a + C_b) - 2 * trace_of_root
+    assert metrics.frechet(a, b) == pytest.approx(expected, rel=0, abs=FRECHET)
 
 
 @given(seeds, st.integers(2, 30), st.integers(1, 20))
@@ -334,38 +302,30 @@ def test_frechet_of_a_set_with_itself_is_0_and_of_a_shifted_one_the_shift(seed, 
 
 def test_the_floor_of_all_training_digits_is_their_distance():
     rng = np.random.default_rng(0)
-    train, test, label = (
-        rng.standard_normal((50, 3)),
-        rng.standard_normal((40, 3)),
-        rng.integers(0, 3, 50),
-    )
-    mean, std = metrics.frechet_floor(
-        train, label, test, label, rng
-    )  # without repeats: in another order, the same 50
+    train, test = rng.standard_normal((50, 3)), rng.standard_normal((40, 3))
+    label = rng.integers(0, 3, 50)
+    # Without repeats a draw is the same 50 in another order.
+    mean, std = metrics.frechet_floor(train, label, test, label, rng)
     assert mean == pytest.approx(metrics.frechet(train, test), abs=FRECHET) and std < FRECHET
 
 
 def test_the_floor_draws_as_many_digits_of_each_class_as_were_drawn():
     rng = np.random.default_rng(0)
     train_label, label = np.repeat([0, 1], 100), np.array([0] * 30 + [1] * 10)
-    train, test = (
-        rng.standard_normal((200, 2)) + 50 * train_label[:, None],
-        rng.standard_normal((200, 2)) + 50 * np.repeat([0, 1], [150, 50])[:, None],
-    )
+    test_label = np.repeat([0, 1], [150, 50])
+    train = rng.standard_normal((200, 2)) + 50 * train_label[:, None]
+    test = rng.standard_normal((200, 2)) + 50 * test_label[:, None]
     mean, std = metrics.frechet_floor(train, train_label, test, label, rng)
-    assert (
-        0 < std < mean < 5
-    )  # with two halves, as the training set has, the mean alone would be off by 2 * 12.5^2
-    assert (
-        metrics.frechet_floor(train, train_label, test, np.array([0, 1] * 20), rng)[0]
-        > 2 * 12.5**2 / 1.2
-    )
+    assert 0 < std < mean < 5
+    # With two halves, as the training set has, the mean alone is off by 2 * 12.5^2.
+    halves = np.array([0, 1] * 20)
+    mean, _ = metrics.frechet_floor(train, train_label, test, halves, rng)
+    assert mean > 2 * 12.5**2 / 1.2
 
 
 def test_histogram_error_is_the_largest_difference_of_shares():
-    assert (
-        metrics.histogram_error(np.array([0, 0, 1, 3]), np.array([0, 1, 1, 2, 2, 2, 2, 2])) == 0.625
-    )  # of class 2: 0 against 5/8
+    classes, reference = np.array([0, 0, 1, 3]), np.array([0, 1, 1, 2, 2, 2, 2, 2])
+    assert metrics.histogram_error(classes, reference) == 0.625  # of class 2: 0 against 5/8
     assert metrics.histogram_error(np.array([9]), np.array([0])) == 1.0
     assert metrics.histogram_error(np.array([0, 1]), np.array([1, 0, 1, 0])) == 0.0
 
@@ -380,9 +340,8 @@ def test_nearest_is_the_double_loop(seed, n, m, rows, columns):
     assert distance.shape == index.shape == (n,) and distance.dtype == np.float32
     np.testing.assert_allclose(distance, expected.min(axis=1), rtol=784 * EPS_32)
     np.testing.assert_array_equal(distance, metrics.nearest(x, y)[0])
-    np.testing.assert_allclose(
-        expected[np.arange(n), index], expected.min(axis=1), rtol=784 * EPS_32
-    )
+    at_index = expected[np.arange(n), index]
+    np.testing.assert_allclose(at_index, expected.min(axis=1), rtol=784 * EPS_32)
 
 
 def test_a_training_image_is_nearest_to_itself_at_distance_0():
@@ -397,11 +356,9 @@ def test_labels_in_proportion_are_n_in_order_and_less_than_one_off_their_quota(
 ):
     rng = np.random.default_rng(seed)
     train_label = rng.integers(0, 10, size)
-    classes = (
-        rng.permutation(np.unique(train_label))[: rng.integers(1, 11)]
-        if chosen
-        else np.unique(train_label)
-    )
+    classes = np.unique(train_label)
+    if chosen:
+        classes = rng.permutation(classes)[: rng.integers(1, 11)]
     labels = metrics.labels_in_proportion(train_label, n, classes if chosen else None)
     assert labels.shape == (n,) and np.all(np.diff(labels) >= 0) and set(labels) <= set(classes)
     for c in classes:

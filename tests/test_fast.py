@@ -192,8 +192,8 @@ def test_rounding_left_in_the_mean_is_removed():
 
 
 def test_rounding_left_in_the_mean_counts_in_the_gradient_too():
-    # Float32 numbers near 1e8 / 3 are 2 or 4 apart, and these differ by a few such steps. So what is
-    # left in the mean is a good part of their spread.
+    # Float32 numbers near 1e8 / 3 are 2 or 4 apart, and these differ by a few such steps. So what
+    # is left in the mean is a good part of their spread.
     rng = np.random.default_rng(0)
     x = np.float32(1e8 / 3) + 4 * rng.integers(0, 3, size=(1, 6, 5, 12)).astype(np.float32)
     gain, bias = normal_values(0, 2, 12, dtype=np.float32)

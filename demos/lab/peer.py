@@ -155,7 +155,7 @@ class Twin:
         self.loss().backward()
 
         def as_ours(name: str, value: torch.Tensor) -> np.ndarray:
-            grad = value.grad
+            grad: Any = value.grad
             if name == "w":
                 grad = grad.permute(2, 3, 1, 0) if grad.ndim == 4 else grad.T
             return grad.contiguous().cpu().numpy().ravel()

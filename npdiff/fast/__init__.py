@@ -46,15 +46,16 @@ def engine(net: Any, xp: Any = np, threads: int = 1, rows: int = 16) -> Engine:
 
     Parameters
     ----------
-    net : a module with init, forward(params, x, level, [label,] ops) and backward, as npdiff.nn.unet
+    net : a module with init, forward(params, x, level, [label,] ops) and backward, such as
+        npdiff.nn.unet
     xp : the array module, numpy or cupy
     threads : the number of workers, on NumPy
     rows : how many rows of a batch a worker takes at a time, on NumPy
 
     Returns
     -------
-    net : forward and backward. A forward pass replaces the caches of those before it: backward raises
-        RuntimeError for such a cache
+    net : forward and backward. A forward pass replaces the caches of those before it: backward
+        raises RuntimeError for such a cache
     forward_net : forward alone
     update : train.update with another Adam bound
     """

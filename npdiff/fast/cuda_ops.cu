@@ -1,12 +1,15 @@
-// The kernels of npdiff/fast/cuda_ops.py. In the place of `real` and `numbers` come float or double, and for `numbers` also four floats at once.
+// The kernels of npdiff/fast/cuda_ops.py, which replaces `real` and `numbers` by float or double, and
+// `numbers` also by four floats at once.
 
 struct alignas(16) four_floats { float a, b, c, d; };
 
 __device__ void over_pixels(real* part, real value);
 __device__ real over_group(real* part, real value);
 
-// y[image, row, column, k] = the run of kernel * channels numbers of x that the kernel's row k lies on; a block for each output pixel.
-extern "C" __global__ void columns(const numbers* x, numbers* y, int height, int width, int channels, int kernel, int stride) {
+// y[image, row, column, k] = the run of kernel * channels numbers of x under row k of the kernel.
+// A block for each output pixel.
+extern "C" __global__ void columns(const numbers* x, numbers* y, int height, int width,
+                                   int channels, int kernel, int stride) {
     int column = blockIdx.x, row = blockIdx.y, image = blockIdx.z;
     numbers zero = {};
     int run = kernel * channels, first = (stride * column - kernel / 2) * channels;
@@ -15,15 +18,17 @@ extern "C" __global__ void columns(const numbers* x, numbers* y, int height, int
     for (int k = 0; k < kernel; ++k) {
         int from_row = stride * row + k - kernel / 2;
         for (int j = threadIdx.x; j < run; j += blockDim.x) {
-            bool inside = from_row >= 0 && from_row < height && first + j >= 0 && first + j < width * channels;
+            bool inside_row = first + j >= 0 && first + j < width * channels;
+            bool inside = inside_row && from_row >= 0 && from_row < height;
             y[k * run + j] = inside ? x[from_row * width * channels + first + j] : zero;
         }
     }
 }
 
-// A block for each group of an image; threadIdx.x is the channel in the group, threadIdx.y goes over the pixels.
-extern "C" __global__ void group_norm(const real* x, const real* gain, const real* bias, real* y, real* n, real* rstd,
-                                      double eps, int pixels, int channels) {
+// A block for each group of an image: threadIdx.x is the channel in the group, threadIdx.y goes over
+// the pixels.
+extern "C" __global__ void group_norm(const real* x, const real* gain, const real* bias, real* y,
+                                      real* n, real* rstd, double tiny, int pixels, int channels) {
     __shared__ real part[1024];
     int c = blockIdx.x * blockDim.x + threadIdx.x, count = pixels * blockDim.x;
     size_t image = (size_t)blockIdx.y * pixels * channels + c;
@@ -36,7 +41,7 @@ extern "C" __global__ void group_norm(const real* x, const real* gain, const rea
         real d = x[image + p * channels] - mean - rest;
         squares += d * d;
     }
-    real r = 1 / sqrt(over_group(part, squares) / count + (real)eps);
+    real r = 1 / sqrt(over_group(part, squares) / count + (real)tiny);
     for (int p = threadIdx.y; p < pixels; p += blockDim.y) {
         real scaled = (x[image + p * channels] - mean - rest) * r;
         n[image + p * channels] = scaled;
@@ -46,8 +51,9 @@ extern "C" __global__ void group_norm(const real* x, const real* gain, const rea
 }
 
 // sums[0] = the sums of n dL/dy over an image's pixels, sums[1] = those of dL/dy.
-extern "C" __global__ void group_norm_backward(const real* grad_y, const real* n, const real* rstd, const real* gain, real* grad_x,
-                                               real* sums, int pixels, int channels) {
+extern "C" __global__ void group_norm_backward(const real* grad_y, const real* n, const real* rstd,
+                                               const real* gain, real* grad_x, real* sums,
+                                               int pixels, int channels) {
     __shared__ real part[1024];
     int c = blockIdx.x * blockDim.x + threadIdx.x, count = pixels * blockDim.x;
     size_t image = (size_t)blockIdx.y * pixels * channels + c;
@@ -56,7 +62,8 @@ extern "C" __global__ void group_norm_backward(const real* grad_y, const real* n
         sum_g += grad_y[image + p * channels];
         sum_gn += grad_y[image + p * channels] * n[image + p * channels];
     }
-    real mean_g = over_group(part, gain[c] * sum_g) / count, mean_gn = over_group(part, gain[c] * sum_gn) / count;
+    real mean_g = over_group(part, gain[c] * sum_g) / count;
+    real mean_gn = over_group(part, gain[c] * sum_gn) / count;
     real r = rstd[blockIdx.y * gridDim.x + blockIdx.x];
     for (int p = threadIdx.y; p < pixels; p += blockDim.y) {
         size_t i = image + p * channels;
@@ -69,7 +76,8 @@ extern "C" __global__ void group_norm_backward(const real* grad_y, const real* n
 }
 
 // sums[0] = the sums of x dL/dy over an image's pixels, sums[1] = those of dL/dy.
-extern "C" __global__ void scale_shift_backward(const real* grad_y, const real* x, const real* scale, real* grad_x, real* sums,
+extern "C" __global__ void scale_shift_backward(const real* grad_y, const real* x,
+                                                const real* scale, real* grad_x, real* sums,
                                                 int pixels, int channels) {
     __shared__ real part[1024];
     int c = blockIdx.x * blockDim.x + threadIdx.x;
@@ -87,7 +95,7 @@ extern "C" __global__ void scale_shift_backward(const real* grad_y, const real* 
     if (threadIdx.y == 0) sums[((size_t)gridDim.y + blockIdx.y) * channels + c] = part[threadIdx.x];
 }
 
-// The sum over threadIdx.y of each thread's value, for every threadIdx.x: left in part[threadIdx.x].
+// part[threadIdx.x] = the sum of each thread's value over threadIdx.y.
 __device__ void over_pixels(real* part, real value) {
     int x = threadIdx.x, y = threadIdx.y, row = blockDim.x;
     __syncthreads();
@@ -99,7 +107,7 @@ __device__ void over_pixels(real* part, real value) {
     }
 }
 
-// That sum over the channels of the block, too.
+// The sum of each thread's value over the block.
 __device__ real over_group(real* part, real value) {
     real sum = 0;
     over_pixels(part, value);

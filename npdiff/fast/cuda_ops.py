@@ -24,7 +24,7 @@ from npdiff.backend import Array
 from npdiff.fast.fused import scale_shift_forward as scale_shift_forward
 from npdiff.fast.fused import silu_backward as silu_backward
 from npdiff.fast.fused import silu_forward as silu_forward
-from npdiff.fast.im2col import flipped, output_size
+from npdiff.fast.im2col import flipped, output_size, spread
 from npdiff.nn import conv
 from npdiff.nn.conv import upsample_backward as upsample_backward
 from npdiff.nn.ops import LEVEL_MAX, LEVEL_MIN, Cache, Grads
@@ -75,11 +75,8 @@ def columns(x: Array, size: int, stride: int = 1) -> Array:
     run = kernel("columns", x.dtype, "four_floats" if at_once == 4 else None)
     threads = min(THREADS, -(-size * channels // at_once // 32) * 32)
     shape = height, width, channels // at_once
-    run(
-        (across, down, batch),
-        (threads,),
-        integers((cupy.ascontiguousarray(x), y, *shape, size, stride)),
-    )
+    arguments = cupy.ascontiguousarray(x), y, *shape, size, stride
+    run((across, down, batch), (threads,), integers(arguments))
     return y
 
 
@@ -103,12 +100,8 @@ def conv2d_backward(grad_y: Array, cache: Cache) -> tuple[Array, Grads]:
     x_columns, shape, w, stride = cache
     flat = grad_y.reshape(-1, w.shape[3])
     grad_w, grad_b = product(x_columns.T, flat), product(ones(len(flat), flat.dtype), flat)[0]
-    spread = grad_y
-    if stride > 1:
-        spread = cupy.zeros((*shape[:3], w.shape[3]), grad_y.dtype)
-        spread[:, ::stride, ::stride] = grad_y
-    w_flipped = flipped(w).reshape(-1, w.shape[2])
-    grad_x = product(columns(spread, len(w)), w_flipped).reshape(shape)
+    grad_columns = columns(spread(grad_y, shape, stride), len(w))
+    grad_x = product(grad_columns, flipped(w).reshape(-1, w.shape[2])).reshape(shape)
     return grad_x, {"w": grad_w.reshape(w.shape), "b": grad_b}
 
 
@@ -126,17 +119,8 @@ def group_norm_backward(grad_y: Array, cache: Cache) -> tuple[Array, Grads]:
     """As conv.group_norm_backward."""
     n, rstd, gain, groups = cache
     grad_x, sums = cupy.empty_like(n), cupy.empty((2, len(n), n.shape[3]), n.dtype)
-    over_pixels(
-        "group_norm_backward",
-        n,
-        n.shape[3] // groups,
-        cupy.ascontiguousarray(grad_y),
-        n,
-        rstd,
-        gain,
-        grad_x,
-        sums,
-    )
+    arrays = cupy.ascontiguousarray(grad_y), n, rstd, gain, grad_x, sums
+    over_pixels("group_norm_backward", n, n.shape[3] // groups, *arrays)
     grad_gain, grad_bias = sums.sum(axis=1)
     return grad_x, {"gain": grad_gain, "bias": grad_bias}
 
@@ -173,9 +157,8 @@ def upsample_forward(x: Array) -> tuple[Array, Cache]:
 
 def level_waves(level: Array, frequencies: np.ndarray) -> Array:
     """As ops.level_waves, with the frequencies kept on the device."""
-    angle = cupy.clip(level, LEVEL_MIN, LEVEL_MAX)[:, None] * on_device(
-        tuple(frequencies), level.dtype
-    )
+    level = cupy.clip(level, LEVEL_MIN, LEVEL_MAX)[:, None]  # (B, 1)
+    angle = level * on_device(tuple(frequencies), level.dtype)  # (B, F)
     return cupy.concatenate([cupy.sin(angle), cupy.cos(angle)], axis=1)
 
 
@@ -185,8 +168,7 @@ def on_device(numbers: tuple[float, ...], dtype: Any) -> Array:
 
 
 def lookup_forward(label: Array, table: Array) -> tuple[Array, Cache]:
-    """As conv.lookup_forward, which checks a label on the host; one on the device is used as it
-    is."""
+    """As conv.lookup_forward. A label on the host is checked; one on the device is not."""
     if isinstance(label, np.ndarray):
         return conv.lookup_forward(label, table)
     rows = cupy.arange(len(table))
@@ -249,47 +231,30 @@ def gemm(a: Array, b: Array) -> Array:
     if a.dtype != b.dtype:
         raise TypeError(f"a product is of one dtype, got {a.dtype} and {b.dtype}")
     library, memory = cublas()
-    handle, stream = (
-        ctypes.c_void_p(cupy.cuda.device.get_cublas_handle()),
-        cupy.cuda.get_current_stream(),
-    )
+    handle = ctypes.c_void_p(cupy.cuda.device.get_cublas_handle())
+    stream = ctypes.c_void_p(cupy.cuda.get_current_stream().ptr)
     (a, transposed_a, lead_a), (b, transposed_b, lead_b) = operand(a), operand(b)
     (m, k), n = a.shape, b.shape[1]
     y = cupy.empty((m, n), a.dtype)
-    single = a.dtype == np.float32
-    number, kind = (ctypes.c_float, 0) if single else (ctypes.c_double, 1)  # CUDA_R_32F, CUDA_R_64F
-    compute = (
-        (77 if os.environ.get("CUPY_TF32") == "1" else 68) if single else 70
-    )  # CUBLAS_COMPUTE_32F_FAST_TF32, _32F, _64F
+    number, kind, compute = numbers_of(a.dtype)
     one, zero = ctypes.byref(number(1)), ctypes.byref(number(0))
-    at_a, at_b, at_y = (ctypes.c_void_p(x.data.ptr) for x in (a, b, y))
+    at_a, at_b, at_y, at_memory = (ctypes.c_void_p(x.data.ptr) for x in (a, b, y, memory))
+    from_b, from_a, to_y = (at_b, kind, lead_b), (at_a, kind, lead_a), (at_y, kind, n)
+    shape = transposed_b, transposed_a, n, m, k
     for status in (
-        library.cublasSetStream_v2(handle, ctypes.c_void_p(stream.ptr)),
-        library.cublasSetWorkspace_v2(
-            handle, ctypes.c_void_p(memory.data.ptr), ctypes.c_size_t(memory.nbytes)
-        ),
-        library.cublasGemmEx(
-            handle,
-            transposed_b,
-            transposed_a,
-            n,
-            m,
-            k,
-            one,
-            at_b,
-            kind,
-            lead_b,
-            at_a,
-            kind,
-            lead_a,
-            zero,
-            at_y,
-            kind,
-            n,
-            compute,
-            -1,
-        ),
+        library.cublasSetStream_v2(handle, stream),
+        library.cublasSetWorkspace_v2(handle, at_memory, ctypes.c_size_t(memory.nbytes)),
+        library.cublasGemmEx(handle, *shape, one, *from_b, *from_a, zero, *to_y, compute, -1),
     ):
         if status:
             raise RuntimeError(f"cuBLAS answers with status {status}")
     return y
+
+
+def numbers_of(dtype: Any) -> tuple[Any, int, int]:
+    """C's type of a number, and cuBLAS's codes for it and for how it is computed."""
+    if dtype == np.float64:
+        return ctypes.c_double, 1, 70  # CUDA_R_64F, CUBLAS_COMPUTE_64F
+    if os.environ.get("CUPY_TF32") == "1":
+        return ctypes.c_float, 0, 77  # CUDA_R_32F, CUBLAS_COMPUTE_32F_FAST_TF32
+    return ctypes.c_float, 0, 68  # CUDA_R_32F, CUBLAS_COMPUTE_32F

@@ -7,7 +7,7 @@ shifted images in npdiff/nn/conv.py does not.
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from npdiff.backend import Array
+from npdiff.backend import Array, get_array_module
 
 
 def output_size(size: int, stride: int) -> int:
@@ -35,7 +35,7 @@ def columns(x: Array, kernel: int, stride: int = 1) -> Array:
 
 
 def convolve(x: Array, w: Array, stride: int = 1) -> Array:
-    """conv.conv2d_forward without the bias.   x (B, H, W, I), w (K, K, I, O) -> y (B, H', W', O)."""
+    """A convolution without the bias.   x (B, H, W, I), w (K, K, I, O) -> y (B, H', W', O)."""
     batch, height, width, _ = x.shape
     y = columns(x, len(w), stride) @ w.reshape(-1, w.shape[3])  # (B H' W', O)
     return y.reshape(batch, output_size(height, stride), output_size(width, stride), -1)
@@ -58,6 +58,6 @@ def spread(grad_y: Array, shape: tuple[int, ...], stride: int) -> Array:
     """
     if stride == 1:
         return grad_y
-    y = np.zeros((*shape[:3], grad_y.shape[3]), grad_y.dtype)
+    y = get_array_module(grad_y).zeros((*shape[:3], grad_y.shape[3]), grad_y.dtype)
     y[:, ::stride, ::stride] = grad_y
     return y

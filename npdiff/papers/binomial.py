@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from npdiff.backend import Array, get_array_module, sigmoid, to_numpy
-from npdiff.likelihood import mean_and_error, per_row
+from npdiff.backend import Array, get_array_module, per_row, sigmoid, to_numpy
+from npdiff.likelihood import mean_and_error
 from npdiff.nn.params import Tree, flatten, leaves
 from npdiff.normal import BITS
 from npdiff.schedule import Time

@@ -35,10 +35,10 @@ from typing import Any
 import numpy as np
 
 from npdiff import normal
-from npdiff.backend import Array, get_array_module, sigmoid, standard_normal, to_numpy
+from npdiff.backend import Array, get_array_module, per_row, sigmoid, standard_normal, to_numpy
 from npdiff.exact import Mixture
 from npdiff.forward import q_sample, x_0_from_eps
-from npdiff.likelihood import Reverse, mean_and_error, per_row, step_kl
+from npdiff.likelihood import Reverse, mean_and_error, step_kl
 from npdiff.nn.params import Tree
 from npdiff.normal import BITS
 from npdiff.reverse import mean_per_eps, of_state, p_mean_from_eps

@@ -24,9 +24,8 @@ from typing import Any
 import numpy as np
 
 from npdiff import likelihood, normal
-from npdiff.backend import Array, get_array_module
+from npdiff.backend import Array, get_array_module, per_row
 from npdiff.forward import q_sample
-from npdiff.likelihood import per_row
 from npdiff.loss import l_simple
 from npdiff.output import eps_from_output, eps_per_output, network_input
 from npdiff.reverse import mean_per_eps, of_state, p_mean_from_eps
