@@ -1,6 +1,4 @@
-"""A whole diffusion model, flat, in the order in which things happen.
-
-    python demos/first_steps.py        about ten seconds; draws out/first_steps.png
+"""A whole diffusion model, flat: `python demos/first_steps.py` takes some ten seconds.
 
 Data is noised, a network learns to predict the noise, and its predictions turn noise into data.
 Put a breakpoint on any line and look at the arrays. The exact figure stands beside each number.
@@ -9,8 +7,6 @@ Put a breakpoint on any line and look at the arrays. The exact figure stands bes
 import os
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # products this small are faster on one thread
-
-from pathlib import Path
 
 import numpy as np
 
@@ -47,7 +43,7 @@ for step in range(1, steps + 1):
     adam(theta, flatten(grads), m, v, step, learning_rate(step, steps, lr=5e-3))
 
     if step == 100 or step % 500 == 0:  # break here: at step 1 the network predicts only zeros
-        best = roll.predictor(schedule)(x_t, t)  # (512, 2)   a perfect network's: eps at large t
+        best = roll.predictor(schedule)(x_t, t)  # (512, 2)   the best possible eps_hat
         floor = ((best - eps) ** 2).mean()  # on average 0.236
         print(f"step {step:4d}   loss {loss:.4f}   (a perfect network: {floor:.4f})")
 
@@ -59,6 +55,6 @@ for back in ddpm(predictor(mlp, params, schedule), x_T, schedule, rng):  # T ste
         reverse, forward = (distance_to_curve(x, roll).mean() for x in (back.x_prev, x_t))
         print(f"t {back.t_prev:4d}   {reverse:.3f} from the curve   (noised data: {forward:.3f})")
 
-Path("out").mkdir(exist_ok=True)
+os.makedirs("out", exist_ok=True)
 draw.clouds("out/first_steps.png", {"data": data, "noise x_T": x_T, "samples x_0": back.x_prev})
 print("out/first_steps.png")

@@ -96,11 +96,10 @@ def dpm_2015(sizes: Sizes, rng: np.random.Generator, xp: Any, metrics: dict[str,
     for _ in progress.training(steps, 0, sizes.steps, sizes.batch):
         pass
     radial_reverse = dpm2015.reverse(radial_basis, radial, schedule)
-    learned = learned_rates(schedule, state, sizes, rng, xp)
     rates = {
         "perfect network, linear rates": linear(T, 1e-4, min(0.9, 20 / T)),
         "perfect network, cosine rates": cosine(T),
-        "perfect network, learned rates": learned,
+        "perfect network, learned rates": learned_rates(schedule, state, sizes, rng, xp),
     }
 
     print(

@@ -85,8 +85,8 @@ def p_variance(t: Time, schedule: Schedule, variance: str = "beta_tilde") -> np.
 def of_state(params: Any, predict: str | None = None) -> tuple[dict, str]:
     """The parameters, and what the network predicts, from a `train.State` or from the two as given.
 
-    A State brings its averaged parameters and its `predict`. Without one `predict` is "eps" unless
-    given. ValueError for another `predict`, or one that contradicts the State's.
+    A State brings its averaged parameters and its `predict`. Without a State, `predict` is "eps"
+    unless given. ValueError for another name, or one that contradicts the State's.
     """
     if isinstance(params, dict):
         predict = predict or "eps"

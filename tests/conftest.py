@@ -142,18 +142,18 @@ class RecordedOps:
             for name, op in vars(module).items()
             if name.endswith(("_forward", "_backward", "_waves"))
         }
-        found = []
+        entered = []
 
         def look(frame: FrameType, event: str, arg: Any) -> None:
             if event == "call" and frame.f_code in plain and not self.depth:
-                found.append(plain[frame.f_code])
+                entered.append(plain[frame.f_code])
 
         sys.setprofile(look)
         try:
             result = f(*args)
         finally:
             sys.setprofile(None)
-        return result, found
+        return result, entered
 
 
 def cupy_or_skip():

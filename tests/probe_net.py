@@ -26,8 +26,8 @@ init, backward = unet.init, unet.backward
 
 def book() -> list[ModuleType]:
     """The modules of the book: all of the package but the engine."""
-    found = pkgutil.walk_packages(npdiff.__path__, "npdiff.", onerror=lambda name: None)
-    names = [module.name for module in found if not module.name.startswith("npdiff.fast")]
+    modules = pkgutil.walk_packages(npdiff.__path__, "npdiff.", onerror=lambda name: None)
+    names = [module.name for module in modules if not module.name.startswith("npdiff.fast")]
     return [importlib.import_module(name) for name in names]
 
 

@@ -11,7 +11,14 @@ import pytest
 from strict_array import asarray, strict
 
 from npdiff import backend
-from npdiff.backend import BackendError, get_array_module, select, standard_normal, to_numpy
+from npdiff.backend import (
+    BackendError,
+    get_array_module,
+    per_row,
+    select,
+    standard_normal,
+    to_numpy,
+)
 
 
 def fake_cupy(device_count: Callable = lambda: 1, get: Callable = lambda: None) -> ModuleType:
@@ -110,11 +117,12 @@ def test_an_error_without_a_text_is_named():
 
 
 def test_importing_the_package_does_not_import_cupy():
-    """But for the two files that are for CuPy alone, and are imported where it was chosen."""
+    """But for the files of the engine that are for CuPy alone and imported where it was chosen."""
+    on_a_gpu = tuple(f"npdiff.fast.{name}" for name in ("cuda_ops", "fused", "graphs"))
     code = (
         "import pkgutil, sys, npdiff\n"
         "for module in pkgutil.walk_packages(npdiff.__path__, 'npdiff.'):\n"
-        "    if module.name not in ('npdiff.fast.cuda_ops', 'npdiff.fast.graphs'):\n"
+        f"    if module.name not in {on_a_gpu}:\n"
         "        __import__(module.name)\n"
         "assert 'cupy' not in sys.modules\n"
     )
@@ -152,3 +160,15 @@ def test_standard_normal_has_the_dtype_of_like_and_the_numbers_of_the_seed(dtype
     np.testing.assert_array_equal(
         standard_normal(np.random.default_rng(5), (4, 3), asarray(like)).get(), z
     )
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(3,), (3, 2), (3, 4, 4, 1)])
+def test_per_row_gives_each_row_its_number_in_xs_precision_on_its_device(shape, dtype):
+    x, values = np.ones(shape, dtype), np.array([0.1, 2.0, -3.0])
+    column = per_row(values, x)
+    assert column.shape == (3, *[1] * (len(shape) - 1)) and column.dtype == dtype
+    np.testing.assert_array_equal((column * x).reshape(3, -1)[:, 0], values.astype(dtype))
+    np.testing.assert_array_equal(per_row(values, asarray(x)).get(), column)
+    for number in (0.5, np.float64(0.5), np.array(0.5)):
+        assert type(per_row(number, x)) is float and per_row(number, x) == 0.5

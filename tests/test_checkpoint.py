@@ -15,8 +15,9 @@ def steps_of(state, rng, steps):
     return train(mlp, state, DATA.sample, linear(100), rng, steps=steps, batch=8)
 
 
-def fresh():
-    return start(mlp.init(np.random.default_rng(0), hidden=8, layers=1)), np.random.default_rng(1)
+def fresh(seed=0, predict="eps"):
+    params = mlp.init(np.random.default_rng(seed), hidden=8, layers=1)
+    return start(params, predict), np.random.default_rng(seed + 1)
 
 
 @pytest.mark.parametrize("stop", [0, 1, 7])
@@ -27,18 +28,14 @@ def test_a_resumed_run_ends_with_the_same_numbers_to_the_bit(tmp_path, stop):
     for _ in zip(range(stop), steps_of(half, half_rng, 12), strict=False):
         pass
     checkpoint.save(tmp_path / "c.npz", half, half_rng, {"lr": 0.1})
-    other, other_rng = (
-        start(mlp.init(np.random.default_rng(9), hidden=8, layers=1)),
-        np.random.default_rng(9),
-    )
+    other, other_rng = fresh(seed=9)
     checkpoint.load(tmp_path / "c.npz", other, other_rng)
     assert other.step == half.step
     list(steps_of(other, other_rng, 12))
     for name in checkpoint.VECTORS:
         assert np.array_equal(getattr(state, name), getattr(other, name))
-    assert np.array_equal(
-        other.params["last"]["w"].ravel(), other.theta[-18:-2]
-    )  # the network sees theta, not a copy
+    # The network's parameters are views of theta, not copies.
+    assert np.array_equal(other.params["last"]["w"].ravel(), other.theta[-18:-2])
     assert rng.bit_generator.state == other_rng.bit_generator.state
 
 
@@ -88,25 +85,55 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path):
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["x.txt"]
 
 
-@pytest.mark.parametrize(
-    "forged",
-    [
-        {"settings": "[1]"},
-        {"rng": "{}"},
-        {"step": [1, 2]},
-        {"step": -5},
-        {"step": "many"},
-        {"theta": [np.nan]},
-    ],
-)
+FORGED = [
+    {"settings": "[1]"},
+    {"rng": "{}"},
+    {"step": [1, 2]},
+    {"step": -5},
+    {"step": "many"},
+    {"theta": [np.nan]},
+]
+
+
+def arrays_of(path):
+    with np.load(path) as file:
+        return {name: file[name] for name in file}
+
+
+@pytest.mark.parametrize("forged", FORGED)
 def test_a_forged_checkpoint_is_refused(tmp_path, forged):
     path = tmp_path / "c.npz"
     checkpoint.save(path, *fresh(), {})
-    with np.load(path) as file:
-        arrays = {
-            **{name: file[name] for name in file},
-            **{name: np.array(value) for name, value in forged.items()},
-        }
-    np.savez(path, **arrays)
+    forged = {name: np.array(value) for name, value in forged.items()}
+    np.savez(path, **(arrays_of(path) | forged))
     with pytest.raises(UserError, match="damaged"):
         checkpoint.load(path, *fresh())
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_a_checkpoint_of_a_network_that_predicts_something_else_is_refused(tmp_path, older):
+    """Files of an earlier version have `predict` among the settings alone."""
+    path = tmp_path / "c.npz"
+    checkpoint.save(path, *fresh(predict="v"), {"predict": "v"})
+    if older:
+        arrays = arrays_of(path)
+        del arrays["predict"]
+        np.savez(path, **arrays)
+    with pytest.raises(UserError, match="its network predicts v, and this one eps"):
+        checkpoint.load(path, *fresh())
+    state, rng = fresh(seed=9, predict="v")
+    checkpoint.load(path, state, rng)
+    assert np.array_equal(state.theta, fresh()[0].theta)
+
+
+def test_a_further_array_is_kept_and_restored_in_place(tmp_path):
+    path, more = tmp_path / "c.npz", np.arange(6.0).reshape(2, 3)
+    state, rng = fresh()
+    for step in checkpoint.keep(steps_of(state, rng, 3), path, state, rng, {}, more=more):
+        more[...] = step.step
+    restored = np.zeros((2, 3))
+    checkpoint.load(path, *fresh(), restored)
+    assert (restored == 3).all()
+    for other in (np.zeros(6), checkpoint.NOTHING):
+        with pytest.raises(UserError, match="another kind of training"):
+            checkpoint.load(path, *fresh(), other)

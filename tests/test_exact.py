@@ -420,8 +420,8 @@ def test_reverse_step_of_a_mixture_has_the_moments_of_bayes_rule(t):
 def test_non_gaussianity_of_a_gaussian_is_0(t):
     # Every log-ratio is 0 up to the rounding of log-densities of size 10 and a covariance of
     # condition 5, and so is the estimate.
-    found = non_gaussianity(DATA["Gaussian"], t, cosine(5), 2000, np.random.default_rng(0))
-    assert found == pytest.approx(0, abs=1e-9)
+    result = non_gaussianity(DATA["Gaussian"], t, cosine(5), 2000, np.random.default_rng(0))
+    assert result == pytest.approx(0, abs=1e-9)
 
 
 @pytest.mark.parametrize("t", [1, 2])
@@ -438,17 +438,17 @@ def test_non_gaussianity_of_a_mixture_is_the_mean_divergence_in_standard_errors(
     second_moment = (q_t[:, None] * density * log_ratio**2).sum() * CELL * 10 * CELL
     # The estimate is no worse than the plain mean of the log-ratio.
     error = np.sqrt((second_moment - expected**2) / n)
-    found = non_gaussianity(ONE_D, t, schedule, n, rng)
-    assert abs(found - expected) < STANDARD_ERRORS * error
+    result = non_gaussianity(ONE_D, t, schedule, n, rng)
+    assert abs(result - expected) < STANDARD_ERRORS * error
     assert expected > 2 * STANDARD_ERRORS * error  # so that 0 would not pass
 
 
 def test_the_reverse_step_comes_nearer_to_a_gaussian_with_more_steps():
-    found = [
+    result = [
         non_gaussianity(ONE_D, T // 2, cosine(T), 4000, np.random.default_rng(0))
         for T in (4, 20, 200)
     ]
-    assert found[0] > 3 * found[1] > 9 * found[2] > -1e-9
+    assert result[0] > 3 * result[1] > 9 * result[2] > -1e-9
 
 
 @pytest.mark.parametrize("t", [1, 2, 4])

@@ -363,7 +363,7 @@ def test_no_function_takes_arguments_only_to_drop_them(name):
 
 def test_a_part_of_a_network_is_told_its_ops():
     # With a default, two pairs of mixed ops ran and gave wrong numbers.
-    assert not [found for name in FILES for found in with_default_ops(SOURCES[name])]
+    assert not [function for name in FILES for function in with_default_ops(SOURCES[name])]
 
 
 def test_one_function_of_the_package_is_called_gradient():

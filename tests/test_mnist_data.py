@@ -25,34 +25,35 @@ def idx(magic: int, values: np.ndarray) -> bytes:
 RNG = np.random.default_rng(0)
 TRAIN_X, TEST_X = (RNG.integers(256, size=(n, 28, 28), dtype=np.uint8) for n in (6, 3))
 TRAIN_LABEL, TEST_LABEL = (RNG.integers(10, size=n, dtype=np.uint8) for n in (6, 3))
-RAW = dict(
-    zip(
-        NAMES,
-        [idx(2051, TRAIN_X), idx(2049, TRAIN_LABEL), idx(2051, TEST_X), idx(2049, TEST_LABEL)],
-        strict=True,
-    )
-)
+RAW = {
+    "train-images-idx3-ubyte": idx(2051, TRAIN_X),
+    "train-labels-idx1-ubyte": idx(2049, TRAIN_LABEL),
+    "t10k-images-idx3-ubyte": idx(2051, TEST_X),
+    "t10k-labels-idx1-ubyte": idx(2049, TEST_LABEL),
+}
 GZ = {name: gzip.compress(raw) for name, raw in RAW.items()}
 
 
 class Mirrors:
-    """In place of urlopen: each address answers with bytes, or raises what it is given, or says that it is unknown."""
+    """Takes the place of urlopen.
+
+    An address answers with the bytes, or raises the error, that it was given. Any other address
+    cannot be reached.
+    """
 
     def __init__(self) -> None:
         self.answers: dict[str, bytes | BaseException | io.BytesIO] = {}
         self.asked: list[str] = []
 
     def put(self, mirror: int, contents: dict[str, bytes]) -> None:
-        self.answers |= {
-            f"{mnist.MIRRORS[mirror]}{name}.gz": data for name, data in contents.items()
-        }
+        address = mnist.MIRRORS[mirror]
+        self.answers |= {f"{address}{name}.gz": data for name, data in contents.items()}
 
     def urlopen(self, url: str, timeout: float) -> io.BytesIO:
         assert timeout == 20
         self.asked.append(url)
-        answer = self.answers.get(
-            url, urllib.error.URLError(OSError(errno.ENETUNREACH, "Network is unreachable"))
-        )
+        offline = urllib.error.URLError(OSError(errno.ENETUNREACH, "Network is unreachable"))
+        answer = self.answers.get(url, offline)
         if isinstance(answer, BaseException):
             raise answer
         return io.BytesIO(answer) if isinstance(answer, bytes) else answer
@@ -60,13 +61,12 @@ class Mirrors:
 
 @pytest.fixture(autouse=True)
 def mirrors(tmp_path, monkeypatch):
-    """A home of its own, the hashes of the small files, and mirrors that cannot be reached until a test fills them."""
+    """An empty home folder, the hashes of the small files, and mirrors that a test can fill."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("NPDIFF_DATA", raising=False)
-    monkeypatch.setattr(
-        mnist, "SHA256", {name: hashlib.sha256(raw).hexdigest() for name, raw in RAW.items()}
-    )
+    hashes = {name: hashlib.sha256(raw).hexdigest() for name, raw in RAW.items()}
+    monkeypatch.setattr(mnist, "SHA256", hashes)
     mirrors = Mirrors()
     monkeypatch.setattr(mnist.urllib.request, "urlopen", mirrors.urlopen)
     return mirrors
@@ -75,9 +75,10 @@ def mirrors(tmp_path, monkeypatch):
 def place(folder: Path, compressed: bool = True, names: list[str] = NAMES) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
-        (folder / f"{name}.gz").write_bytes(GZ[name]) if compressed else (
-            folder / name
-        ).write_bytes(RAW[name])
+        if compressed:
+            (folder / f"{name}.gz").write_bytes(GZ[name])
+        else:
+            (folder / name).write_bytes(RAW[name])
     return folder
 
 
@@ -87,25 +88,19 @@ def files(folder: Path) -> list[str]:
 
 def assert_all(digits: mnist.Digits) -> None:
     assert np.array_equal(digits.train_x, TRAIN_X) and np.array_equal(digits.test_x, TEST_X)
-    assert np.array_equal(digits.train_label, TRAIN_LABEL) and np.array_equal(
-        digits.test_label, TEST_LABEL
-    )
-    assert (
-        digits.train_x.dtype == np.uint8
-        and digits.train_label.dtype == digits.test_label.dtype == np.int64
-    )
+    assert np.array_equal(digits.train_label, TRAIN_LABEL)
+    assert np.array_equal(digits.test_label, TEST_LABEL)
+    assert digits.train_x.dtype == np.uint8
+    assert digits.train_label.dtype == digits.test_label.dtype == np.int64
 
 
 def assert_shipped(digits: mnist.Digits, *reasons: str) -> None:
     """The shipped digits, and a note of one line with the reasons and with what to do."""
     assert digits.train_x.shape == (4500, 28, 28) and digits.test_x.shape == (500, 28, 28)
-    assert (
-        "\n" not in digits.note
-        and "5,000 shipped digits" in digits.note
-        and "last 50 of each class" in digits.note
-    )
-    for words in (*reasons, *NAMES, str(mnist.cache_folder()), "--data-dir"):
-        assert words in digits.note
+    advice = (*NAMES, str(mnist.cache_folder()), "--data-dir")
+    for text in ("5,000 shipped digits", "last 50 of each class", *reasons, *advice):
+        assert text in digits.note
+    assert "\n" not in digits.note
 
 
 def refusal(data_dir: Path | None) -> str:
@@ -150,30 +145,31 @@ def test_without_xdg_cache_home_the_cache_is_in_the_home_folder(tmp_path, monkey
     assert mnist.look_up_order() == [tmp_path / "home/.cache/npdiff"] == [mnist.cache_folder()]
 
 
-FLIPPED = {len(RAW[IMAGES]) // 2: 1, 0: 1, 3: 2}  # a pixel, and two bytes of the magic number
+def flipped(data: bytes, at: int, bits: int = 1) -> bytes:
+    """The data with some bits of one byte flipped."""
+    return bytes(byte ^ (bits if i == at else 0) for i, byte in enumerate(data))
+
+
+SIZE = len(GZ[IMAGES])
+WRONG_GZ = [
+    *(GZ[IMAGES][:length] for length in (0, 1, 5, 12, SIZE // 2, SIZE - 1)),
+    *(flipped(GZ[IMAGES], at) for at in (0, 2, 500, SIZE - 6)),
+    GZ[NAMES[2]],
+    GZ[IMAGES] + b"more",
+    b"<html>404</html>",
+]
+WRONG = [
+    flipped(RAW[IMAGES], len(RAW[IMAGES]) // 2),  # a pixel
+    flipped(RAW[IMAGES], 0),  # the magic number
+    flipped(RAW[IMAGES], 3, bits=2),
+    b"",
+    RAW[IMAGES][:-1],
+]
 
 
 @pytest.mark.parametrize(
     "name, data",
-    [
-        *(
-            (f"{IMAGES}.gz", GZ[IMAGES][:length])
-            for length in (0, 1, 5, 12, len(GZ[IMAGES]) // 2, len(GZ[IMAGES]) - 1)
-        ),
-        *(
-            (f"{IMAGES}.gz", bytes(b ^ (i == at) for i, b in enumerate(GZ[IMAGES])))
-            for at in (0, 2, 500, len(GZ[IMAGES]) - 6)
-        ),
-        *(
-            (IMAGES, bytes(b ^ (flip if i == at else 0) for i, b in enumerate(RAW[IMAGES])))
-            for at, flip in FLIPPED.items()
-        ),
-        (IMAGES, b""),
-        (IMAGES, RAW[IMAGES][:-1]),
-        (f"{IMAGES}.gz", GZ[NAMES[2]]),
-        (f"{IMAGES}.gz", GZ[IMAGES] + b"more"),
-        (f"{IMAGES}.gz", b"<html>404</html>"),
-    ],
+    [*((f"{IMAGES}.gz", data) for data in WRONG_GZ), *((IMAGES, data) for data in WRONG)],
 )
 @pytest.mark.parametrize("given", [True, False])
 def test_a_wrong_file_is_refused_by_name_and_left_as_it_is(tmp_path, mirrors, name, data, given):
@@ -200,7 +196,7 @@ def test_a_data_dir_that_lacks_files_is_refused_with_the_four_names(tmp_path, mi
     place(tmp_path / "cache/npdiff")  # not taken: the user named another folder
     place(tmp_path / "own", names=NAMES[:present])
     message = refusal(tmp_path / "own")
-    assert all(words in message for words in (str(tmp_path / "own"), *NAMES)) and not mirrors.asked
+    assert all(text in message for text in (str(tmp_path / "own"), *NAMES)) and not mirrors.asked
     assert "no_such" in refusal(tmp_path / "no_such")
 
 
@@ -209,10 +205,8 @@ def test_a_download_is_kept_and_found_the_next_time(tmp_path, mirrors, capsys):
     digits = mnist.digits(None, SHIPPED)
     assert_all(digits)
     assert digits.note.endswith("from the mirrors")
-    assert (
-        files(tmp_path / "cache/npdiff") == sorted(f"{name}.gz" for name in NAMES)
-        and len(mirrors.asked) == 4
-    )
+    assert files(tmp_path / "cache/npdiff") == sorted(f"{name}.gz" for name in NAMES)
+    assert len(mirrors.asked) == 4
     assert capsys.readouterr().out.count("downloaded ") == 4
     assert_all(mnist.digits(None, SHIPPED))
     assert len(mirrors.asked) == 4
@@ -246,30 +240,25 @@ def test_where_the_first_mirror_fails_the_second_is_asked(mirrors, first):
 
 
 def test_offline_the_shipped_digits_are_used_and_nothing_is_left_behind(tmp_path, mirrors, capsys):
-    digits = mnist.digits(None, SHIPPED)
-    assert_shipped(
-        digits,
-        "Network is unreachable",
-        "ossci-datasets.s3.amazonaws.com",
-        "storage.googleapis.com",
-        IMAGES,
-    )
+    mirror_names = ("ossci-datasets.s3.amazonaws.com", "storage.googleapis.com")
+    assert_shipped(mnist.digits(None, SHIPPED), "Network is unreachable", *mirror_names, IMAGES)
     assert len(mirrors.asked) == 2 and files(tmp_path / "cache/npdiff") == []
-    assert "downloaded" not in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith("downloaded")] == []
 
 
-@pytest.mark.parametrize(
-    "answer, words",
-    [
-        (TimeoutError("timed out"), "timed out"),
-        (b"", "not MNIST's"),
-        (GZ[IMAGES][:-9], "truncated"),
-    ],
-)
-def test_mirrors_that_fail_leave_the_shipped_digits(tmp_path, mirrors, answer, words):
+FAILURES = [
+    (TimeoutError("timed out"), "timed out"),
+    (b"", "not MNIST's"),
+    (GZ[IMAGES][:-9], "truncated"),
+]
+
+
+@pytest.mark.parametrize("answer, reason", FAILURES)
+def test_mirrors_that_fail_leave_the_shipped_digits(tmp_path, mirrors, answer, reason):
     for mirror in (0, 1):
         mirrors.put(mirror, {IMAGES: answer})
-    assert_shipped(mnist.digits(None, SHIPPED), words)
+    assert_shipped(mnist.digits(None, SHIPPED), reason)
     assert files(tmp_path / "cache/npdiff") == []
 
 
@@ -304,7 +293,10 @@ def test_a_connection_that_breaks_in_the_middle_counts_as_a_failure(mirrors):
 
 
 def failing_write(monkeypatch, error: OSError, on: str) -> None:
-    """Files that cannot be opened, or cannot be written whole: the tests may run as a user whom permissions do not stop."""
+    """From now on files cannot be opened, or cannot be written whole.
+
+    Permissions would not do: the tests may run as a user whom these do not stop.
+    """
 
     def write_bytes(path, data):
         if on == "write":
@@ -315,15 +307,11 @@ def failing_write(monkeypatch, error: OSError, on: str) -> None:
     monkeypatch.setattr(Path, "write_bytes", write_bytes)
 
 
-@pytest.mark.parametrize(
-    "number, on",
-    [
-        (errno.EROFS, "open"),
-        (errno.EACCES, "open"),
-        (errno.ENOSPC, "write"),
-        (errno.EDQUOT, "write"),
-    ],
-)
+READ_ONLY = [(errno.EROFS, "open"), (errno.EACCES, "open")]
+FULL = [(errno.ENOSPC, "write"), (errno.EDQUOT, "write")]
+
+
+@pytest.mark.parametrize("number, on", READ_ONLY + FULL)
 def test_where_the_cache_cannot_be_written_to_a_download_is_used_and_a_line_says_so(
     tmp_path, monkeypatch, mirrors, capsys, number, on
 ):
@@ -332,30 +320,25 @@ def test_where_the_cache_cannot_be_written_to_a_download_is_used_and_a_line_says
     failing_write(monkeypatch, OSError(number, os.strerror(number)), on)
     assert_all(mnist.digits(None, SHIPPED))
     assert files(folder) == sorted(f"{name}.gz" for name in NAMES[:3]) and len(mirrors.asked) == 1
-    said = capsys.readouterr().out.splitlines()[-1]
-    assert (
-        said
-        == f"{NAMES[3]} is used and not kept: {folder / NAMES[3]}.gz cannot be written ({os.strerror(number)})"
-    )
+    path, reason = folder / f"{NAMES[3]}.gz", os.strerror(number)
+    warning = f"warning: {path} cannot be written ({reason}), so {NAMES[3]} is not kept"
+    assert capsys.readouterr().out.splitlines()[-1] == warning
 
 
 def test_a_cache_that_cannot_be_made_is_no_error(tmp_path, mirrors, capsys):
     (tmp_path / "cache").write_text("a file in the way")
     mirrors.put(0, GZ)
     assert_all(mnist.digits(None, SHIPPED))
-    assert (
-        capsys.readouterr().out.count("not kept") == 4
-        and (tmp_path / "cache").read_text() == "a file in the way"
-    )
+    assert capsys.readouterr().out.count("not kept") == 4
+    assert (tmp_path / "cache").read_text() == "a file in the way"
 
 
 def test_the_shipped_file_holds_500_of_each_class_and_has_its_hash():
     assert hashlib.sha256(SHIPPED.read_bytes()).hexdigest() == mnist.SHIPPED_SHA256
     with np.load(SHIPPED) as file:
         x, label = file["x"], file["label"]
-    assert (
-        x.shape == (5000, 28, 28) and label.shape == (5000,) and x.dtype == label.dtype == np.uint8
-    )
+    assert x.shape == (5000, 28, 28) and label.shape == (5000,)
+    assert x.dtype == label.dtype == np.uint8
     assert (np.bincount(label) == 500).all() and x.min() == 0 and x.max() == 255
 
 
@@ -380,10 +363,9 @@ def test_a_damaged_shipped_file_is_refused_with_what_to_do(tmp_path, damage):
     with pytest.raises(UserError) as refused:
         mnist.digits(None, tmp_path / "shipped.npz")
     message = str(refused.value)
-    assert "\n" not in message and all(
-        words in message
-        for words in (str(tmp_path / "shipped.npz"), "Network is unreachable", *NAMES)
-    )
+    for text in (str(tmp_path / "shipped.npz"), "Network is unreachable", *NAMES):
+        assert text in message
+    assert "\n" not in message
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -1,4 +1,4 @@
-"""What README.md says, held true: the index of equations, the reading order, the commands, the example."""
+"""What README.md says holds: equations, reading order, commands, the first breakpoint, the example."""
 
 import functools
 import importlib
@@ -15,7 +15,9 @@ INDEX = re.findall(r"^\| (.*), (arXiv:\S+) \| (.*) \| `([\w.]+)` \|$", TEXT, re.
 
 
 @pytest.mark.parametrize("authors, arxiv, equation, function", INDEX, ids=lambda cell: cell)
-def test_the_index_leads_to_a_docstring_that_cites_the_paper_and_the_equation(authors, arxiv, equation, function):
+def test_the_index_leads_to_a_docstring_with_the_paper_and_the_equation(
+    authors, arxiv, equation, function
+):
     module, name = function.rsplit(".", 1)
     cited = " ".join(getattr(importlib.import_module(f"npdiff.{module}"), name).__doc__.split())
     assert authors in cited and arxiv in cited
@@ -31,18 +33,22 @@ def test_every_file_and_folder_that_is_named_exists():
     named = re.findall(r"`((?:npdiff|demos|nn|tests)/[\w/.]*|\w+\.py)`|\]\((demos/[\w/.]+)\)", TEXT)
     assert len(named) > 12
     for path in (a or b for a, b in named):
-        assert (ROOT / path).exists() or (ROOT / "npdiff" / path).exists() or (ROOT / "npdiff" / "nn" / path).exists(), path
+        folders = (ROOT, ROOT / "npdiff", ROOT / "npdiff" / "nn", ROOT / "demos")
+        assert any((folder / path).exists() for folder in folders), path
 
 
 def test_the_first_breakpoint_is_a_line_of_first_steps():
     line = re.search(r"```python\n(    x_t = .*)\n```", TEXT).group(1)
     assert line in (ROOT / "demos" / "first_steps.py").read_text()
-    assert len((ROOT / "demos" / "first_steps.py").read_text().splitlines()) <= 60
+    assert len((ROOT / "demos" / "first_steps.py").read_text().splitlines()) <= 70
 
 
 def test_the_library_example_runs():
-    example = re.search(r"```python\n(import numpy.*?)```", TEXT, re.DOTALL).group(1).replace("steps=2000", "steps=20")
-    done = subprocess.run([sys.executable, "-c", example], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    example = re.search(r"```python\n(import numpy.*?)```", TEXT, re.DOTALL).group(1)
+    example = example.replace("steps=2000", "steps=20")
+    done = subprocess.run(
+        [sys.executable, "-c", example], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0 and "nats; of data -1.35" in done.stdout, done.stderr
 
 

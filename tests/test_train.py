@@ -97,7 +97,7 @@ def test_a_step_is_algorithm_1(predict, objective, draw_t):
         assert step.step == state.step == number
         assert step.x_0.shape == step.eps.shape == (8, 2) and step.t.shape == (8,)
         weight = 2 * np.sqrt(step.t / SCHEDULE.T) if draw_t is weighted else np.ones(8)
-        weight = (weight / 8).astype(np.float32)
+        weight = (weight / 8).astype(np.float32)  # 8 divides without rounding
         params = unflatten(theta, state.params)  # theta of before the step
         x_t = q_sample(step.x_0, step.t, step.eps, SCHEDULE)
         out, cache = mlp.forward(params, *network_input(x_t, step.t, SCHEDULE))

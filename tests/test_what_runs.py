@@ -1,8 +1,8 @@
 """What one reads is what runs: no demo, and no worker, puts anything into a module of the book.
 
 Each demo runs in its smallest form in an interpreter of its own. After it every name of every
-module of the book must be bound to the object of before, and every function must be the one that its
-file defines. A parser alone (tests/test_house.py) would miss what goes in through a parameter.
+module of the book must be bound to the object of before, and every function must be the one that
+its file defines. A parser alone (tests/test_house.py) would miss what goes in through a parameter.
 """
 
 import os

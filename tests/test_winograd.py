@@ -1,11 +1,14 @@
+"""Winograd's convolution is the plain one, with the rounding that its file states."""
+
 import numpy as np
 import pytest
 from conftest import EPS, dtypes, seeds
 from hypothesis import given
 from hypothesis import strategies as st
 
-from npdiff.kit.gradcheck import check_pair
-from npdiff.nn import conv, winograd
+from npdiff.fast import winograd
+from npdiff.gradcheck import check_pair
+from npdiff.nn import conv
 
 sizes = st.integers(1, 13)
 
@@ -16,7 +19,12 @@ ABSOLUTE = {m: tuple(abs(a) for a in matrices) for m, matrices in winograd.MATRI
 
 def arrays(seed, batch, height, width, inputs, outputs, dtype=np.float64):
     rng = np.random.default_rng(seed)
-    shapes = {"x": (batch, height, width, inputs), "w": (3, 3, inputs, outputs), "b": (outputs,), "grad_y": (batch, height, width, outputs)}
+    shapes = {
+        "x": (batch, height, width, inputs),
+        "w": (3, 3, inputs, outputs),
+        "b": (outputs,),
+        "grad_y": (batch, height, width, outputs),
+    }
     return {name: rng.standard_normal(shape).astype(dtype) for name, shape in shapes.items()}
 
 
@@ -29,19 +37,21 @@ def both_ways(module, a, matrices=winograd.MATRICES):
 
 
 @pytest.mark.parametrize("m", winograd.MATRICES)
-def test_in_one_dimension_it_is_the_sum_that_it_stands_for(m):
-    # y_i = sum over k of d_{i+k} w_k is bilinear: the identity holds for all d and w once it holds for the unit vectors, exactly.
+def test_in_one_dimension_it_is_the_sum_that_defines_it(m):
+    # y_i = sum over k of d_{i+k} w_k is bilinear: the identity holds for all d and w once it holds
+    # for the unit vectors.
     a_t, g, b_t = winograd.MATRICES[m]
     assert a_t.shape == (m, m + 2) and g.shape == (m + 2, 3) and b_t.shape == (m + 2, m + 2)
     for d in np.eye(m + 2):
         for w in np.eye(3):
             y = a_t @ ((g @ w) * (b_t @ d))
+            definition = [sum(d[i + k] * w[k] for k in range(3)) for i in range(m)]
             magnified = abs(a_t) @ (abs(g @ w) * abs(b_t @ d))
-            assert (abs(y - [sum(d[i + k] * w[k] for k in range(3)) for i in range(m)]) <= 4 * m * EPS * magnified).all()
+            assert (abs(y - definition) <= 4 * m * EPS * magnified).all()
 
 
 @pytest.mark.parametrize("m", winograd.MATRICES)
-def test_a_row_of_b_holds_a_polynomial_that_is_1_at_its_point_and_0_at_the_others(m):
+def test_a_row_of_b_is_a_polynomial_that_is_0_at_all_points_but_its_own(m):
     points = np.array([0, *winograd.POINTS[m], *(-p for p in winograd.POINTS[m])])
     a_t, _, b_t = winograd.MATRICES[m]
     np.testing.assert_array_equal(a_t[1], points)
@@ -55,14 +65,19 @@ def test_the_tile_is_the_one_with_fewest_products(size, m):
 
 
 @given(seeds, st.integers(1, 3), sizes, sizes, st.integers(1, 4), st.integers(1, 4), dtypes)
-def test_it_agrees_with_the_plain_convolution_in_value_and_gradients(seed, batch, height, width, inputs, outputs, dtype):
+def test_it_agrees_with_the_plain_convolution_in_value_and_gradients(
+    seed, batch, height, width, inputs, outputs, dtype
+):
     a = arrays(seed, batch, height, width, inputs, outputs, dtype)
-    plain, found, magnified = both_ways(conv, a), both_ways(winograd, a), both_ways(winograd, {k: abs(v) for k, v in a.items()}, ABSOLUTE)
+    plain, found = both_ways(conv, a), both_ways(winograd, a)
+    magnified = both_ways(winograd, {name: abs(value) for name, value in a.items()}, ABSOLUTE)
     for name in plain:
         assert found[name].shape == plain[name].shape and found[name].dtype == dtype
-        # Each number is a chain of sums: of 9 terms twice, over channels, images and tiles, of 9 terms twice.
+        # Each number is a chain of sums: of 9 terms twice, over channels, images and tiles, and of
+        # 9 terms twice.
         roundings = 36 + inputs + outputs + batch * (height + 1) * (width + 1)
-        assert (abs(found[name] - plain[name]) <= roundings * np.finfo(dtype).eps * magnified[name]).all(), name
+        bound = roundings * np.finfo(dtype).eps * magnified[name]
+        assert (abs(found[name] - plain[name]) <= bound).all(), name
 
 
 @pytest.mark.parametrize("size, error", [(5, 2e-6), (7, 1e-5), (14, 1e-5)])
@@ -75,6 +90,7 @@ def test_rounding_is_what_the_file_says(size, error):
 
 @given(seeds, st.integers(1, 2), st.integers(1, 6), st.integers(1, 6))
 def test_its_gradients(seed, batch, height, width):
-    a = arrays(seed, batch, height, width, 2, 3)
-    errors = check_pair(winograd.conv2d_forward, winograd.conv2d_backward, a["x"], np.random.default_rng(seed), w=a["w"], b=a["b"])
+    a, rng = arrays(seed, batch, height, width, 2, 3), np.random.default_rng(seed)
+    pair = winograd.conv2d_forward, winograd.conv2d_backward
+    errors = check_pair(*pair, a["x"], rng, w=a["w"], b=a["b"])
     assert max(errors.values()) < 1e-5

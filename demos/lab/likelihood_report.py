@@ -98,12 +98,12 @@ def of_ode(
     log_p = to_numpy(score_sde.ode_log_prob(ode, xp.asarray(x_0), levels)).astype(np.float64)
     nll, error = likelihood.mean_and_error(-log_p)
     metrics = {"ode_nll": nll, "ode_nll_error": error}
-    print(f"by the ODE, {levels.T} levels          {nll:9.4f} +- {error:.4f}")
+    print(f"{f'by the ODE, {levels.T} levels':<30} {nll:9.4f} +- {error:.4f}")
     if data.exact:
         gaps = data.exact.log_prob(x_0.astype(np.float64)) - log_p
         gap, error = likelihood.mean_and_error(gaps)
         metrics |= {"ode_gap": gap, "ode_gap_error": error}
-        print(f"  exact minus ODE, same points  {gap:9.4f} +- {error:.4f}")
+        print(f"{'exact minus ODE, same points':<30} {gap:9.4f} +- {error:.4f}")
     return metrics
 
 
@@ -116,13 +116,13 @@ def say_gap(
     parts = {
         "entropy of the data": entropy,
         "+ the prior: x_T is not quite N(0, I)": prior,
-        "+ one Gaussian per step, at the best variance": gaussian,
+        "+ the cost of one Gaussian per step, at the best variance": gaussian,
         "+ the variance is beta, not the best": metrics["perfect_beta"] - metrics["perfect_best"],
         "+ the network": metrics["network_beta"],
         "= the bound": metrics["bound_beta"],
     }
     for name, nats in parts.items():
-        print(f"  {name:<52} {nats:9.5f}")
+        print(f"  {name:<58} {nats:9.5f}")
     return {"entropy": entropy, "gap_prior": prior, "gap_gaussian": gaussian}
 
 
@@ -141,8 +141,8 @@ def of_digits(
 ) -> dict[str, Any]:
     """The bound for images (N, H, W, 1) in bits a pixel, with its terms in ranges of t.
 
-    Each image has `draws` draws of t, `piece` images at a time; `pilot`, other images, tell where
-    the terms are large.
+    For each image t is drawn `draws` times, `piece` images at a time. `pilot` holds other images,
+    by which the probabilities of t are chosen.
     """
     p = likelihood.importance(xp.asarray(pilot), schedule, reverse, rng)
     decoder, pieces = likelihood.discretised_decoder, []

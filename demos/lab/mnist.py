@@ -1,8 +1,8 @@
 """MNIST, the handwritten digits of LeCun, Cortes and Burges.
 
-They are found on this machine, or downloaded; where neither is possible, the 5,000 digits that the
-demos ship take their place. A file counts as MNIST's only if the SHA-256 of its decompressed bytes
-is the published one. A file that is found and is wrong is refused, and left as it is.
+They are read from this machine, or downloaded. If neither is possible, the 5,000 digits that are
+shipped with the demos are used. A file is accepted only if the SHA-256 of its decompressed bytes is
+the published one. A wrong file is refused, and left as it is.
 """
 
 import gzip
@@ -35,7 +35,7 @@ MIRRORS = (
     "https://ossci-datasets.s3.amazonaws.com/mnist/",
     "https://storage.googleapis.com/cvdf-datasets/mnist/",
 )
-TIMEOUT = 20.0  # seconds without an answer, or without a further byte
+TIMEOUT = 20.0  # seconds in which no byte arrives
 
 
 @dataclass
@@ -52,7 +52,7 @@ class Digits:
     note: str
 
 
-class Unobtainable(Exception):
+class DownloadError(Exception):
     """A file cannot be downloaded; the message says why."""
 
 
@@ -84,7 +84,7 @@ def digits(data_dir: Path | None, shipped: Path) -> Digits:
     Raises
     ------
     UserError
-        For a file that is found and is not MNIST's, and for a data_dir without the four files.
+        For a file that is not MNIST's, and for a data_dir without the four files.
     """
     folders = look_up_order() if data_dir is None else [data_dir]
     paths = {name: path for name in SHA256 if (path := find(name, folders))}
@@ -97,7 +97,7 @@ def digits(data_dir: Path | None, shipped: Path) -> Digits:
     missing = [name for name in SHA256 if name not in raw]
     try:
         raw |= {name: download(name) for name in missing}
-    except Unobtainable as error:
+    except DownloadError as error:
         places = " or ".join(map(str, folders))
         return from_shipped(shipped, f"{missing[0]} is not in {places}, and {error}")
     sources = list(dict.fromkeys(str(path.parent) for path in paths.values()))
@@ -153,7 +153,7 @@ def read(path: Path) -> bytes:
         return checked(name, path.read_bytes(), compressed)
     except ValueError as error:
         raise UserError(
-            f"{path}: {error}; it is left as it is: remove it, or replace it by a whole one"
+            f"{path}: {error}; the file is left as it is: remove it, or replace it by a whole one"
         ) from error
     except OSError as error:
         raise UserError(
@@ -179,7 +179,7 @@ def download(name: str) -> bytes:
     """The decompressed bytes of a file from a mirror.
 
     The download is kept in the cache folder; where it cannot be written there, a line says so.
-    Unobtainable where no mirror has the file.
+    DownloadError where no mirror has the file.
     """
     data, raw = from_a_mirror(name)
     path = cache_folder() / f"{name}.gz"
@@ -187,14 +187,14 @@ def download(name: str) -> bytes:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, data)
     except OSError as error:
-        print(f"{name} is used and not kept: {path} cannot be written ({reason(error)})")
+        print(f"warning: {path} cannot be written ({reason(error)}), so {name} is not kept")
     return raw
 
 
 def from_a_mirror(name: str) -> tuple[bytes, bytes]:
     """The file as sent, and its decompressed bytes, from the first mirror that has it.
 
-    Unobtainable, with the reason of each mirror, where none has it.
+    DownloadError, with the reason of each mirror, where none has it.
     """
     problems = []
     for mirror in MIRRORS:
@@ -205,11 +205,11 @@ def from_a_mirror(name: str) -> tuple[bytes, bytes]:
         except (OSError, ValueError, http.client.HTTPException) as error:
             problems.append(f"{mirror} {reason(error)}")
             line.show(f"{name} cannot be downloaded from {problems[-1]}", last=True)
-    raise Unobtainable(f"it cannot be downloaded ({'; '.join(problems)})")
+    raise DownloadError(f"it cannot be downloaded ({'; '.join(problems)})")
 
 
 def fetch(url: str, line: Line) -> bytes:
-    """What the address holds; the line shows how much of it has come."""
+    """The bytes at this address. The line shows how many have arrived."""
     data = bytearray()
     line.show(f"downloading {url}")
     with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:
@@ -237,21 +237,21 @@ def from_shipped(shipped: Path, why: str) -> Digits:
     `why` is the reason for using them. UserError where the file is not the shipped one.
     """
     names = ", ".join(f"{name}.gz" for name in SHA256)
-    by_hand = f"for all 70,000 put {names} into {cache_folder()}, or name their --data-dir"
+    advice = f"for all 70,000 put {names} into {cache_folder()}, or name their --data-dir"
     try:
         data = shipped.read_bytes()
     except OSError as error:
         problem = f"cannot be read ({reason(error)})"
-        raise UserError(f"{shipped}: {problem}, and {why}; {by_hand}") from error
+        raise UserError(f"{shipped}: {problem}, and {why}; {advice}") from error
     if hashlib.sha256(data).hexdigest() != SHIPPED_SHA256:
         problem = "not the file that is shipped, or damaged"
-        raise UserError(f"{shipped}: {problem}, and {why}; {by_hand}")
+        raise UserError(f"{shipped}: {problem}, and {why}; {advice}")
     with np.load(io.BytesIO(data)) as file:
         x, label = file["x"], file["label"].astype(np.int64)
     test = np.zeros(len(label), bool)
     test[np.concatenate([np.flatnonzero(label == c)[-SHIPPED_TEST:] for c in range(10)])] = True
     note = (
         f"MNIST: the {len(x):,} shipped digits, the last {SHIPPED_TEST} of each class kept aside "
-        f"as test digits, since {why}; {by_hand}"
+        f"as test digits, since {why}; {advice}"
     )
     return Digits(x[~test], label[~test], x[test], label[test], note)

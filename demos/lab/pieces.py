@@ -13,7 +13,8 @@ class InPieces:
 
     def __init__(self, net: Any, rows: int = 500) -> None:
         self.net, self.rows = net, rows
-        self.NO_CLASS = net.NO_CLASS
+        if hasattr(net, "NO_CLASS"):
+            self.NO_CLASS = net.NO_CLASS
 
     def forward(
         self, params: Tree, x: Array, level: Array, label: np.ndarray | None = None
@@ -22,7 +23,7 @@ class InPieces:
         outputs = []
         for i in range(0, len(x), self.rows):
             piece = slice(i, i + self.rows)
-            of_piece = None if label is None else label[piece]
-            out, _ = self.net.forward(params, x[piece], level[piece], of_piece)
+            labels = () if label is None else (label[piece],)
+            out, _ = self.net.forward(params, x[piece], level[piece], *labels)
             outputs.append(out)
         return get_array_module(x).concatenate(outputs), None

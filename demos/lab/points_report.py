@@ -70,11 +70,10 @@ class Report:
 
     def judge_losses(self, predict_eps: Predictor) -> None:
         """The table of losses, a row for each t, and their mean over all t."""
-        n, data, T = self.args.points, self.data, self.schedule.T
-        ts = spread_over_t(T, 28)
-        arguments = predict_eps, data, self.schedule
-        self.curve = judge.loss_table(*arguments, ts, n, self.rng, self.xp)
-        mean = judge.mean_loss(*arguments, 5 * n, self.rng, self.xp)
+        n, data, schedule, rng = self.args.points, self.data, self.schedule, self.rng
+        ts = spread_over_t(schedule.T, 28)
+        self.curve = judge.loss_table(predict_eps, data, schedule, ts, n, rng, self.xp)
+        mean = judge.mean_loss(predict_eps, data, schedule, 5 * n, rng, self.xp)
         self.metrics |= mean
         self.metrics["loss_at_t"] = self.curve
 
@@ -93,10 +92,10 @@ class Report:
         args = self.args
         print(f"\n{len(samples):,} samples by {args.sampler}, {args.sampling_steps} steps")
         if "energy_distance" in q:
-            n, real = q["energy_distance_points"], q["energy_distance_real"]
-            spread = f"{real:.5f} +- {q['energy_distance_real_std']:.5f}, {n:,} points"
-            print(f"energy distance to fresh data     {q['energy_distance']:9.5f}", end="   ")
-            print(f"(real against real {spread})")
+            n = q["energy_distance_points"]
+            spread = f"{q['energy_distance_real']:.5f} +- {q['energy_distance_real_std']:.5f}"
+            beside = f"(real against real {spread}, {n:,} points)"
+            print(f"energy distance to fresh data     {q['energy_distance']:9.5f}   {beside}")
         if "distance_to_curve_mean" in q:
             names = {"mean": "mean distance to the curve", "p95": "95th percentile of it"}
             for key, name in names.items():
@@ -139,15 +138,12 @@ class Report:
         """The learned score at three t, beside the exact one where it is known."""
         T, schedule, exact = self.schedule.T, self.schedule, self.data.exact
         ts = [max(1, T // 50), max(1, T // 10), max(1, 3 * T // 10)]
-        points = draw.lattice(draw.square_around(self.noised(T)))
         clouds = [self.noised(t) for t in ts]
+        points = draw.lattice(draw.square_around(np.concatenate([*clouds, self.noised(T)])))
         learned = [self.score(predict_eps, points, t) for t in ts]
         best = None
-        if exact is not None:
-            best = [
-                score_from_eps(points, t, exact.predictor(schedule)(points, t), schedule)
-                for t in ts
-            ]
+        if exact:
+            best = [exact.score(points, schedule.signal[t], schedule.noise[t]) for t in ts]
         draw.score_field(self.args.out / "score_field.png", ts, clouds, points, learned, best)
 
     def draw_losses(self) -> None:
@@ -162,9 +158,8 @@ class Report:
         x_0 = self.data.fresh(DRAWN, self.rng)
         if t == 0:
             return x_0
-        return q_sample(
-            x_0, t, self.rng.standard_normal(x_0.shape, dtype=np.float32), self.schedule
-        )
+        eps = self.rng.standard_normal(x_0.shape, dtype=np.float32)
+        return q_sample(x_0, t, eps, self.schedule)
 
     def score(self, predict_eps: Predictor, x: np.ndarray, t: int) -> np.ndarray:
         """The learned score at x."""

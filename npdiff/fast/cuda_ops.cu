@@ -1,5 +1,5 @@
-// The kernels of npdiff/fast/cuda_ops.py, which replaces `real` and `numbers` by float or double, and
-// `numbers` also by four floats at once.
+// The kernels of npdiff/fast/cuda_ops.py, which replaces `real` and `numbers` by float or double,
+// and `numbers` also by four floats at once.
 
 struct alignas(16) four_floats { float a, b, c, d; };
 
@@ -25,8 +25,8 @@ extern "C" __global__ void columns(const numbers* x, numbers* y, int height, int
     }
 }
 
-// A block for each group of an image: threadIdx.x is the channel in the group, threadIdx.y goes over
-// the pixels.
+// A block for each group of an image: threadIdx.x is the channel in the group, threadIdx.y goes
+// over the pixels.
 extern "C" __global__ void group_norm(const real* x, const real* gain, const real* bias, real* y,
                                       real* n, real* rstd, double tiny, int pixels, int channels) {
     __shared__ real part[1024];
