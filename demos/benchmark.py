@@ -300,6 +300,7 @@ def say_versions(xp: Any, threads: int) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
+    fast.keep_freed_memory()  # for --plain and for the peer too
     if args.tf32:
         os.environ["CUPY_TF32"] = "1"
     xp = select(args.backend)

@@ -43,6 +43,8 @@ class Mixture:
                 "weights, means and covs must have shapes (K,), (K, d), (K, d, d), "
                 f"got {weights.shape}, {means.shape}, {covs.shape}"
             )
+        if not all(np.isfinite(a).all() for a in (weights, means, covs)):
+            raise ValueError("weights, means and covs must be finite")
         if not (weights > 0).all() or not math.isclose(weights.sum(), 1, rel_tol=1e-9):
             raise ValueError(f"weights must be positive and sum to 1, got sum {weights.sum()}")
         variances, axes = np.linalg.eigh(covs)
@@ -144,6 +146,8 @@ class Mixture:
         The triple holds the components' scores along the axis, (N, K), their variances along it,
         (K,), or (N, K) where each row has its own level, and the axis itself, (K, d).
         """
+        if x.ndim != 2 or x.shape[1] != self.dim or x.dtype.kind != "f":
+            raise ValueError(f"x must be floats of shape (N, {self.dim}), got {x.dtype} {x.shape}")
         xp = get_array_module(x)
         x, signal, noise = (
             a if isinstance(a, (int, float)) else a.astype("float64") for a in (x, signal, noise)

@@ -34,7 +34,7 @@ def q_step(x_prev: Array, t: Time, eps: Array, schedule: Schedule) -> Array:
     -------
     x_t : array of the same shape
     """
-    s = schedule.at(t, x_prev)
+    s = schedule.at(t, x_prev, eps)
     return s.alpha**0.5 * x_prev + s.beta**0.5 * eps
 
 
@@ -73,7 +73,7 @@ def q_sample(x_0: Array, t: Time, eps: Array, schedule: Schedule) -> Array:
     -------
     x_t : array of the same shape
     """
-    s = schedule.at(t, x_0)
+    s = schedule.at(t, x_0, eps)
     return s.signal * x_0 + s.noise * eps
 
 
@@ -96,7 +96,7 @@ def q_posterior(x_0: Array, x_t: Array, t: Time, schedule: Schedule) -> tuple[Ar
     mean : array of shape (B, ...)
     var : float, or array of shape (B, 1, ..., 1) for a batch of t
     """
-    s = schedule.at(t, x_t)
+    s = schedule.at(t, x_t, x_0)
     weight_x_0 = s.signal_prev * s.beta / s.noise**2
     weight_x_t = s.alpha**0.5 * s.noise_prev**2 / s.noise**2
     return weight_x_0 * x_0 + weight_x_t * x_t, s.beta_tilde
@@ -129,7 +129,7 @@ def x_0_from_eps(x_t: Array, t: Time, eps: Array, schedule: Schedule) -> Array:
 
     Eq. (15), Ho et al. 2020. ValueError where signal_t is 0.
     """
-    s = schedule.at(t, x_t)
+    s = schedule.at(t, x_t, eps)
     if np.any(schedule.signal[t] == 0):
         raise ValueError(
             "signal[t] is 0: x_t holds nothing of x_0, so eps does not determine it; "
@@ -143,7 +143,7 @@ def eps_from_x_0(x_t: Array, t: Time, x_0: Array, schedule: Schedule) -> Array:
 
     Eq. (4), Ho et al. 2020, solved for eps.
     """
-    s = schedule.at(t, x_t)
+    s = schedule.at(t, x_t, x_0)
     return (x_t - s.signal * x_0) / s.noise
 
 
@@ -163,7 +163,7 @@ def eps_from_v(x_t: Array, t: Time, v: Array, schedule: Schedule) -> Array:
     The equations for x_t and v, solved for eps. App. D, Salimans & Ho 2022, arXiv:2202.00512, where
     the denominator is 1.
     """
-    s = schedule.at(t, x_t)
+    s = schedule.at(t, x_t, v)
     return (s.noise * x_t + s.signal * v) / (s.signal**2 + s.noise**2)
 
 
@@ -172,11 +172,11 @@ def score_from_eps(x_t: Array, t: Time, eps: Array, schedule: Schedule) -> Array
 
     Eq. (11) and sec. 3.2, Ho et al. 2020; eq. (5), Song & Ermon 2019, arXiv:1907.05600.
     """
-    s = schedule.at(t, x_t)
+    s = schedule.at(t, x_t, eps)
     return -eps / s.noise
 
 
 def eps_from_score(x_t: Array, t: Time, score: Array, schedule: Schedule) -> Array:
     """eps = -noise_t score, the inverse of `score_from_eps`."""
-    s = schedule.at(t, x_t)
+    s = schedule.at(t, x_t, score)
     return -s.noise * score

@@ -43,10 +43,10 @@ def l_simple(
     Raises
     ------
     ValueError
-        For another `predict`, or a t outside 1..T.
+        For another `predict`, a t outside 1..T, or arrays of different shapes.
     """
     slope = eps_per_output(out, t, schedule, predict)
-    error = slope * (out - target(x_0, t, eps, schedule, predict))
+    error = slope * output_error(out, x_0, t, eps, schedule, predict)
     return row_mean(error**2), 2 / error[0].size * slope * error
 
 
@@ -60,8 +60,17 @@ def l_target(
     and that of v the weight SNR + 1 (where the variance is preserved). Sec. 4, Salimans & Ho 2022,
     arXiv:2202.00512. Arguments and returns are those of `l_simple`.
     """
-    error = out - target(x_0, t, eps, schedule, predict)
+    error = output_error(out, x_0, t, eps, schedule, predict)
     return row_mean(error**2), 2 / error[0].size * error
+
+
+def output_error(
+    out: Array, x_0: Array, t: Time, eps: Array, schedule: Schedule, predict: str
+) -> Array:
+    """out - target, of shape (B, ...). ValueError where the shapes of out and x_0 differ."""
+    if out.shape != x_0.shape:
+        raise ValueError(f"out must have x_0's shape {x_0.shape}, got {out.shape}")
+    return out - target(x_0, t, eps, schedule, predict)
 
 
 def row_mean(x: Array) -> Array:

@@ -54,7 +54,7 @@ def target(x_0: Array, t: Time, eps: Array, schedule: Schedule, predict: str = "
     v is that of sec. 4 and app. D, Salimans & Ho 2022, arXiv:2202.00512, for the network's input.
     """
     check_predict(predict)
-    s = schedule.at(t, x_0)
+    s = schedule.at(t, x_0, eps)
     if predict == "x_0":
         return x_0
     if predict == "v":
@@ -67,7 +67,7 @@ def eps_from_output(
 ) -> Array:
     """eps_hat, the noise that the network's output says is in x_t: (B, ...) -> (B, ...)."""
     check_predict(predict)
-    s = schedule.at(t, x_t)
+    s = schedule.at(t, x_t, out)
     if predict == "x_0":
         return (x_t - s.signal * out) / s.noise
     if predict == "v":

@@ -7,6 +7,7 @@ is fixed, to beta_t or to beta_tilde_t. `predictor` turns a network into predict
 is all that a sampler ever sees. `exact.Mixture.predictor` returns the same kind of function.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -30,7 +31,7 @@ def p_mean_from_eps(x_t: Array, t: Time, eps_hat: Array, schedule: Schedule) -> 
     Eq. (11), Ho et al. 2020, arXiv:2006.11239. All arrays have shape (B, ...).
     ValueError where alpha_t is 0.
     """
-    s = schedule.at(t, x_t)
+    s = schedule.at(t, x_t, eps_hat)
     if np.any(schedule.alpha[t] == 0):
         raise ValueError(NO_SIGNAL)
     return (x_t - s.beta / s.noise * eps_hat) / s.alpha**0.5
@@ -51,7 +52,7 @@ def p_mean_from_score(x_t: Array, t: Time, score_hat: Array, schedule: Schedule)
     Eq. (11), Ho et al. 2020, with eps_hat = -noise_t score_hat; eq. (4), Song et al. 2021,
     arXiv:2011.13456. ValueError where alpha_t is 0.
     """
-    s = schedule.at(t, x_t)
+    s = schedule.at(t, x_t, score_hat)
     if np.any(schedule.alpha[t] == 0):
         raise ValueError(NO_SIGNAL)
     return (x_t + s.beta * score_hat) / s.alpha**0.5
@@ -97,6 +98,18 @@ def of_state(params: Any, predict: str | None = None) -> tuple[dict, str]:
     return params.ema_params, params.predict
 
 
+def warn_of_noise(schedule: Schedule, predict: str) -> None:
+    """Warn where x_0_hat = (x_T - noise_T eps_hat) / signal_T multiplies an error by 1000."""
+    signal_T = schedule.signal[-1]
+    if predict in ("eps", "score") and 0 < signal_T < 1e-3:
+        warnings.warn(
+            f"predict={predict!r} on a schedule with signal[T] = {signal_T:.2g}: an error of 0.01 "
+            f"in eps is one of {0.01 / signal_T:.0f} in x_0, by way of which DDIM jumps; "
+            'train with predict="v"',
+            stacklevel=3,
+        )
+
+
 def predictor(
     net: Any,
     params: Any,
@@ -130,6 +143,7 @@ def predictor(
         other inputs beside it, or a t outside 1..T.
     """
     params, predict = of_state(params, predict)
+    warn_of_noise(schedule, predict)
     if guidance and set(inputs) != {"label"}:
         raise ValueError("guidance needs a label to be guided by, label=..., and no other input")
 

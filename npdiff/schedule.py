@@ -82,13 +82,14 @@ class Schedule:
         for table in (*at_t, self.alpha_bar, self._rows):
             table.setflags(write=False)
 
-    def at(self, t: Time, x: Array) -> At:
+    def at(self, t: Time, x: Array, *others: Array) -> At:
         """The numbers at t that a formula needs, each ready to multiply x.
 
         Parameters
         ----------
         t : int, or NumPy array of ints of shape (B,), in 1..T
         x : float array of shape (B, ...)
+        others : the formula's other arrays, which must have x's shape
 
         Returns
         -------
@@ -99,12 +100,17 @@ class Schedule:
         Raises
         ------
         ValueError
-            For a t outside 1..T, a batch of t that is not as long as x, or an x that is not made of
-            floats.
+            For a t outside 1..T, a batch of t that is not as long as x, an x that is not made of
+            floats, or another array of another shape.
         """
         check_t(t, self.T)
         if x.dtype.kind != "f":
             raise ValueError(f"x must be an array of floats, got {x.dtype}")
+        for other in others:
+            if np.shape(other) != x.shape:
+                raise ValueError(
+                    f"the arrays must have one shape, got {x.shape} and {np.shape(other)}"
+                )
         if not isinstance(t, np.ndarray) or t.ndim == 0:
             return At(*self._rows[:, t].tolist())
         if len(t) != len(x):

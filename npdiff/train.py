@@ -9,14 +9,15 @@ all its quantities:
     predict_eps = predictor(mlp, state, schedule)
 """
 
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from npdiff.backend import Array, get_array_module, per_row, standard_normal
-from npdiff.forward import q_sample
+from npdiff.backend import Array, get_array_module, per_row, standard_normal, to_numpy
+from npdiff.forward import prior_kl, q_sample
 from npdiff.loss import l_simple
 from npdiff.nn.params import Tree, flatten, pack, unflatten
 from npdiff.optim import adam, average, clip_norm, learning_rate
@@ -109,7 +110,7 @@ def gradient(
     losses, grad_out = objective(out, x_0, t, eps, schedule, predict)
     share = 1 / len(x_0) if weight is None else weight / len(x_0)  # of each row in the mean
     _, grads = net.backward(params, cache, grad_out * per_row(share, grad_out))
-    return losses, flatten(grads)
+    return losses, flatten(grads, like=params)
 
 
 def update(
@@ -134,10 +135,37 @@ def update(
     ema_decay : the decay of the average of theta
     adam : the step of Adam, with the arguments of `optim.adam`
     """
+    if not (lr > 0 and clip > 0):
+        raise ValueError(f"lr and clip must be above 0, got {lr} and {clip}")
     state.step += 1
     rate = learning_rate(state.step, steps, lr, hold=hold)
     adam(state.theta, clip_norm(grad, clip), state.m, state.v, state.step, rate, decay_2=decay_2)
     average(state.ema, state.theta, state.step, ema_decay)
+
+
+def check_data(x_0: Array, schedule: Schedule) -> None:
+    """Look at the first batch: refuse data that cannot be learned, warn of a bad scale.
+
+    The networks expect data of about unit variance. The reverse process starts from pure noise, so
+    KL(q(x_T | x_0) || N(0, I)), with x_T scaled as the network sees it, should be near 0.
+    """
+    x = to_numpy(x_0)
+    if not x.size or x.dtype.kind != "f" or not np.isfinite(x).all():
+        raise ValueError(f"a batch must be finite floats, and not empty, got {x.dtype} {x.shape}")
+    std = float(x.std())
+    if not 0.2 < std < 5:
+        warnings.warn(
+            f"the data have standard deviation {std:.3g}: scale them to about 1, and samples back",
+            stacklevel=3,
+        )
+    scaled = Schedule(schedule.signal / schedule.std, schedule.noise / schedule.std)
+    kl = float(prior_kl(x, scaled).mean()) / x[0].size
+    if kl > 0.05:
+        warnings.warn(
+            f"x_T still holds x_0: KL(q(x_T | x_0) || N(0, I)) is {kl:.2g} nats a coordinate, but "
+            "sampling starts from pure noise; use more steps, or a schedule with less signal[T]",
+            stacklevel=3,
+        )
 
 
 def uniform(batch: int, T: int, rng: np.random.Generator) -> np.ndarray:
@@ -182,9 +210,12 @@ def train(
     update : update(state, grad, steps); the optimiser's settings are bound by
         partial(update, lr=...)
     """
+    first = state.step + 1
     while state.step < steps:
         data = sample(batch, rng)
         x_0, inputs = data if isinstance(data, tuple) else (data, {})
+        if state.step + 1 == first:
+            check_data(x_0, schedule)
         x_0 = get_array_module(state.theta).asarray(x_0)
         drawn = draw_t(batch, schedule.T, rng)
         t, weight = drawn if isinstance(drawn, tuple) else (drawn, None)

@@ -12,6 +12,7 @@ import importlib
 import inspect
 import os
 import pkgutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import FunctionType, ModuleType
@@ -22,6 +23,7 @@ from npdiff.nn import conv, unet
 
 NO_CLASS = unet.NO_CLASS
 init, backward = unet.init, unet.backward
+NOTHING = object()  # stands for no name's value
 
 
 def book() -> list[ModuleType]:
@@ -63,10 +65,8 @@ def is_function(value: Any, node: ast.FunctionDef, module: ModuleType) -> bool:
 
 def imported(module: str | None, name: str) -> Any:
     """What `from module import name` means."""
-    source = importlib.import_module(str(module))
-    if name in vars(source):
-        return vars(source)[name]
-    return importlib.import_module(f"{module}.{name}")
+    source = vars(importlib.import_module(str(module)))
+    return source[name] if name in source else sys.modules.get(f"{module}.{name}", NOTHING)
 
 
 def look() -> tuple[list[str], int]:

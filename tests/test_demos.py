@@ -349,6 +349,14 @@ def test_first_steps_learns_and_draws(tmp_path):
     # At steps 100, 500, 1000, ... A loss of 0.236 is the best, and that of a batch of 512 may
     # stray by a tenth of it. Untrained, the loss is 1.
     assert len(losses) == 7 and max(losses[1:]) < 0.3
+    # The reverse process passes through the marginals of the forward one: "t  200   0.312 from the
+    # curve   (noised data: 0.316)". Means over 2,000 points, whose distances spread by less than
+    # 0.25, differ by less than five standard errors, 0.04; the network's error adds some 0.01.
+    rows = [line.split() for line in lines if line.startswith("t ")]
+    assert [row[1] for row in rows] == ["999", "500", "200", "100", "50", "20", "1"]
+    distances = [(float(row[2]), float(row[-1].rstrip(")"))) for row in rows]
+    assert all(abs(reverse - forward) < 0.05 for reverse, forward in distances)
+    assert distances[-1][0] < 0.1 < distances[0][0]
     assert (tmp_path / "out" / "first_steps.png").exists()
 
 

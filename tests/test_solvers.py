@@ -298,7 +298,7 @@ def test_for_gaussian_data_of_that_width_the_best_network_puts_out_0_with_loss_1
     data = exact.Gaussian([0.0], [[s * s]])
     x_0, eps = data.sample(n, rng, np.float64), rng.standard_normal((n, 1))
     for t in range(1, 6):
-        losses, _ = edm_gradient({}, x_0, np.full(n, t), eps, schedule, s, Zero)
+        losses, _ = edm_gradient({"all": np.zeros(1)}, x_0, np.full(n, t), eps, schedule, s, Zero)
         assert abs(losses.mean() - 1) < STANDARD_ERRORS * math.sqrt(2 / n)
         x_t = x_0 + schedule.noise[t] * eps
         eps_hat, eps_star = (

@@ -4,7 +4,7 @@
     forward(params, x)                -> z, cache
     backward(params, cache, grad_z)   -> grad_x, grads
 
-Training takes about a minute, and the result is kept in a file. The last hidden layer gives the
+Training takes a minute or two, and the result is kept in a file. The last hidden layer gives the
 features of digit_metrics.py. Like the U-Net, the classifier first turns each 2 x 2 pixels into one
 pixel of four channels.
 """

@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -166,7 +167,8 @@ def settings(
     """The settings of the run, by name.
 
     A new run has the flags that the user gave, and defaults for the rest. A run that is continued
-    has the settings of its checkpoint.
+    has the settings of its checkpoint. With another --sampler the number of sampling steps is that
+    sampler's default.
 
     Parameters
     ----------
@@ -183,16 +185,19 @@ def settings(
     """
     given = {k: value for k, value in vars(args).items() if k in defaults and value is not None}
     if kept is None:
-        return {**defaults, **(smoke if args.smoke else {}), **given}
-    kept = {**defaults, **kept}  # a setting that did not exist yet had today's default
-    for name, value in given.items():
-        if name not in free and value != kept[name]:
-            flag = "--" + name.replace("_", "-")
-            raise UserError(
-                f"{flag} {value} contradicts the run in {args.out}, made with {flag} {kept[name]}; "
-                f"leave {flag} out, or start again without --resume"
-            )
-    return {**kept, **given}
+        base = {**defaults, **(smoke if args.smoke else {})}
+    else:
+        base = {**defaults, **kept}  # a setting that did not exist yet had today's default
+        for name, value in given.items():
+            if name not in free and value != base[name]:
+                flag = "--" + name.replace("_", "-")
+                raise UserError(
+                    f"{flag} {value} contradicts the run in {args.out}, made with {flag} "
+                    f"{base[name]}; leave {flag} out, or start again without --resume"
+                )
+    if given.get("sampler", base["sampler"]) != base["sampler"]:
+        base["sampling_steps"] = None  # it was meant for the other sampler
+    return {**base, **given}
 
 
 # What a run writes and says
@@ -232,6 +237,9 @@ def run(
     line then says how to continue.
     """
     program, args = Path(sys.argv[0]), None
+    warnings.simplefilter(
+        "ignore", UserWarning
+    )  # the demos say themselves what the library warns of
     try:
         args = parse()
         main(args)

@@ -40,24 +40,15 @@ DEFAULTS: dict[str, Any] = dict(
 SMOKE: dict[str, Any] = dict(
     T=20, steps=3, batch=4, width=8, samples=12, sampling_steps=3, smoke=True
 )
-PRESETS: dict[
-    str, dict[str, Any]
-] = {  # what depends on the backend; minutes unless steps are given
+# What depends on the backend. The minutes count unless steps are given.
+PRESETS: dict[str, dict[str, Any]] = {
     "numpy": dict(width=32, batch=64, minutes=12.0),
     "cupy": dict(width=64, batch=256, minutes=5.0),
 }
-FREE = (  # these may differ from a checkpoint's, since they change nothing of training
-    *(
-        "digits",
-        "sampler",
-        "sampling_steps",
-        "guidance",
-        "samples",
-        "seed",
-        "gif",
-        "backend",
-        "smoke",
-    ),
+# These may differ from a checkpoint's, since they do not affect training.
+FREE = (
+    *("digits", "sampler", "sampling_steps", "guidance", "samples"),
+    *("seed", "gif", "backend", "smoke"),
 )
 
 

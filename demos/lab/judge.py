@@ -54,9 +54,11 @@ def losses(
     rng: np.random.Generator,
     xp: Any = np,
 ) -> Iterator[dict[str, float]]:
-    """The loss of the network at t, (B,), by one fresh point for each; a dict of means a piece.
+    """The loss of the network at t, (B,), by one fresh point for each.
 
-    points             how many points the piece has
+    The points are taken in pieces, and the means over each piece are yielded:
+
+    points             the number of points of the piece
     loss               |eps - eps_hat|^2, the network's
     irreducible_loss   E[|eps - eps*|^2 | x_t], a perfect network's
     excess             |eps_hat - eps*|^2, whose expectation is loss - irreducible_loss

@@ -17,7 +17,7 @@ import importlib
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -133,6 +133,18 @@ class Pieces:
         self.lean_ops = numpy_ops.without_cache(numpy_ops)
         self.caches: dict[int, Cache] = {}  # of the pieces of the last forward pass
 
+    def answers(self, method: str, pieces: list[tuple[int, tuple]]) -> list[tuple[int, Any]]:
+        """method(i, *piece), or the error that it raised, for each of these pieces."""
+        if method == "forward":
+            self.caches.clear()
+        return [(i, self.answer(getattr(self, method), i, piece)) for i, piece in pieces]
+
+    def answer(self, method: Callable, i: int, piece: tuple) -> Any:
+        try:
+            return method(i, *piece)
+        except Exception as error:
+            return error
+
     def forward(self, i: int, *piece: Array) -> Array:
         out, self.caches[i] = self.net.forward(self.params, *piece, ops=numpy_ops)
         return out
@@ -147,26 +159,17 @@ class Pieces:
 
 
 def work(pipe: Connection, memory: list[Any], name: str, like: Tree) -> None:
-    """A worker: it answers until the process that started it ends, and leaves Ctrl-C to that
-    one."""
+    """A worker: it answers until the process that started it ends.
+
+    Ctrl-C reaches every process; a worker leaves it to that one.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     keep_freed_memory()
     theta, grads = views(memory, flatten(like))
     pieces = Pieces(importlib.import_module(name), unflatten(theta, like), grads)
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
-            method, mine = pipe.recv()
-            if method == "forward":
-                pieces.caches.clear()
-            pipe.send([(i, answer(getattr(pieces, method), i, piece)) for i, piece in mine])
-
-
-def answer(function: Any, i: int, piece: tuple[Array, ...]) -> Any:
-    """function(i, *piece), or the error that it raised."""
-    try:
-        return function(i, *piece)
-    except Exception as error:
-        return error
+            pipe.send(pieces.answers(*pipe.recv()))
 
 
 def views(memory: list[Any], theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

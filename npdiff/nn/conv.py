@@ -164,7 +164,10 @@ def lookup_backward(grad_y: Array, cache: Cache) -> tuple[None, Grads]:
 
 
 def check_label(label: np.ndarray, count: int) -> None:
-    """Raise ValueError unless label is integers of shape (B,) in -1..count-1."""
-    integers = label.ndim == 1 and label.dtype.kind in "iu"
+    """Raise ValueError unless label is a NumPy array of ints of shape (B,), in -1..count-1."""
+    integers = isinstance(label, np.ndarray) and label.ndim == 1 and label.dtype.kind in "iu"
     if not integers or (label.size and not -1 <= label.min() <= label.max() < count):
-        raise ValueError(f"label must be integers of shape (B,) in -1..{count - 1}, got {label}")
+        raise ValueError(
+            f"label must be integers of shape (B,) in -1..{count - 1}, "
+            f"in a NumPy array, got {label!r}"
+        )

@@ -15,7 +15,7 @@ import numpy as np
 
 from npdiff.backend import Array, get_array_module
 from npdiff.nn import ops
-from npdiff.nn.ops import Cache, Grads
+from npdiff.nn.ops import Cache, Grads, check_inputs
 from npdiff.nn.params import Tree
 
 # Waves along level = log(noise / signal): the longest spans the whole range of levels, the shortest
@@ -58,6 +58,10 @@ def hidden_layers(params: Tree) -> list[str]:
 
 def forward(params: Tree, x: Array, level: Array, ops: Any = ops) -> tuple[Array, Cache]:
     """out (B, dim), from x (B, dim) and level = log(noise / signal), (B,)."""
+    check_inputs(x, level)
+    dim = len(params["first"]["w"]) - 2 * len(FREQUENCIES)
+    if x.ndim != 2 or x.shape[1] != dim:
+        raise ValueError(f"x must have shape (B, {dim}) for a network of dim={dim}, got {x.shape}")
     waves = ops.level_waves(level, FREQUENCIES)  # (B, 12)
     inputs = get_array_module(x).concatenate([x, waves], axis=1)  # (B, dim + 12)
     h, first = ops.linear_forward(inputs, **params["first"])  # (B, hidden)

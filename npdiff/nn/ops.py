@@ -76,3 +76,15 @@ def level_waves(level: Array, frequencies: np.ndarray) -> Array:
     level = xp.clip(level, LEVEL_MIN, LEVEL_MAX)[:, None]  # (B, 1)
     waves, _ = embed_forward(level, xp.asarray(frequencies[None].astype(level.dtype)))
     return waves
+
+
+def check_inputs(x: Array, level: Array) -> None:
+    """Raise ValueError unless x is made of floats, and level has one entry for each row of x."""
+    if x.dtype.kind != "f":
+        raise ValueError(
+            f"x must be an array of floats, scaled to about unit variance, got {x.dtype}"
+        )
+    if level.shape != (len(x),):
+        raise ValueError(
+            f"level must have shape ({len(x)},), one entry for each row, got {level.shape}"
+        )

@@ -22,11 +22,24 @@ def leaves(tree: Tree) -> list[Array]:
     ]
 
 
-def flatten(tree: Tree) -> Array:
+def names(tree: Tree) -> list:
+    """The names of the tree, and of the trees in it, in the tree's own order."""
+    return [
+        (name, names(value)) if isinstance(value, dict) else name for name, value in tree.items()
+    ]
+
+
+def flatten(tree: Tree, like: Tree | None = None) -> Array:
     """The arrays of the tree, laid end to end, of shape (P,).
 
-    A tree of gradients becomes dL/dtheta, in theta's order.
+    A tree of gradients becomes dL/dtheta, in theta's order. Give the parameters as `like`: it
+    raises ValueError where the two trees differ in their names, or in the order of these.
     """
+    if like is not None and names(tree) != names(like):
+        raise ValueError(
+            f"gradients must have the parameters' names in their order, {names(like)}, "
+            f"got {names(tree)}"
+        )
     arrays = leaves(tree)
     return get_array_module(arrays[0]).concatenate([a.reshape(-1) for a in arrays])
 

@@ -27,7 +27,7 @@ import numpy as np
 from npdiff.backend import Array, get_array_module
 from npdiff.nn import conv
 from npdiff.nn.conv import depth_to_space, space_to_depth
-from npdiff.nn.ops import Cache
+from npdiff.nn.ops import Cache, check_inputs
 from npdiff.nn.params import Tree
 
 # Waves along level = log(noise / signal): the longest spans the whole range of levels, the shortest
@@ -134,8 +134,11 @@ def fine_forward(
     x (B, h, w, 4 C), h and w even -> out (B, h, w, 4 C).
     """
     xp = get_array_module(x)
+    check_inputs(x, level)
     if label is None:
         label = np.full(len(x), NO_CLASS)
+    if len(label) != len(x):
+        raise ValueError(f"label must have shape ({len(x)},), one for each image, got {len(label)}")
     e, embedding = embedding_forward(level, label, params["embedding"], ops)  # (B, E)
     h, first = ops.conv2d_forward(x, **params["first"])  # (B, h, w, width)
     fine, encode_fine = block_forward(h, e, params["encode_fine"], ops)

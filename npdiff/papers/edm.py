@@ -168,7 +168,7 @@ def weighted_loss(
     """
     if predict != "x_0":
         raise ValueError(f'a Denoiser predicts "x_0": train.start(..., predict="x_0"); {predict=}')
-    s = schedule.at(t, out)
+    s = schedule.at(t, out, x_0)
     _, c_out, _, _ = precondition(s.noise / s.signal, sigma_data)
     error = (out - x_0) / c_out
     return row_mean(error**2), 2 / error[0].size * error / c_out

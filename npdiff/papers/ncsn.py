@@ -122,7 +122,7 @@ def dsm(
         raise ValueError(
             f'score matching needs train.start(..., predict="score"), got predict={predict!r}'
         )
-    s = schedule.at(t, out)
+    s = schedule.at(t, out, eps)
     score_hat, score = out / s.noise, -eps / s.noise  # the latter is grad log q(x_t | x_0)
     error = score_hat - score
     return row_mean(0.5 * s.noise**2 * error**2), s.noise * error / error[0].size
