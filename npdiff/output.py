@@ -44,7 +44,7 @@ def network_input(x_t: Array, t: Time, schedule: Schedule) -> tuple[Array, Array
     level : array of shape (B,)
     """
     s = schedule.at(t, x_t)
-    level = np.broadcast_to(schedule.level[t], len(x_t)).astype(x_t.dtype)
+    level = np.full(len(x_t), schedule.level[t], x_t.dtype)
     return x_t / s.std, get_array_module(x_t).asarray(level)
 
 

@@ -144,8 +144,11 @@ def predictor(
     """
     params, predict = of_state(params, predict)
     warn_of_noise(schedule, predict)
-    if guidance and set(inputs) != {"label"}:
-        raise ValueError("guidance needs a label to be guided by, label=..., and no other input")
+    if guidance and (set(inputs) != {"label"} or not hasattr(net, "NO_CLASS")):
+        raise ValueError(
+            "guidance needs a label to be guided by, label=..., no other input, and a network that "
+            "can do without a label, one with a NO_CLASS"
+        )
 
     def predict_eps(x_t: Array, t: Time) -> Array:
         x, level = network_input(x_t, t, schedule)

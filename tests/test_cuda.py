@@ -232,3 +232,14 @@ def test_a_cache_that_was_overwritten_is_refused(recordable):
     with pytest.raises(RuntimeError, match="overwritten"):
         net.backward(params, first, out)
     net.backward(params, second, out)
+
+
+def test_a_replayed_net_refuses_what_the_net_refuses(recordable):
+    params, net = small_unet(), graphs.Replayed(unet, cuda)
+    x, level = values(0, 2, 8, 8, 1, dtype="float32"), values(1, 2, dtype="float32")
+    net.forward(params, x, level)
+    for wrong in np.array([3]), np.array([3, 11]), np.array([3.0, 4.0]):
+        with pytest.raises(ValueError, match="label"):
+            net.forward(params, x, level, wrong)
+    with pytest.raises(ValueError, match="level"):
+        net.forward(params, x, level[:1])

@@ -167,3 +167,19 @@ def test_a_prediction_of_eps_warns_where_next_to_no_signal_is_left():
         assert 'predict="v"' in message and "4.9e-05" in message
     for schedule, predict in ((cosine(1000), "v"), (cosine(1000), "x_0"), (linear(1000), "eps")):
         assert warned(lambda s=schedule, p=predict: predictor(mlp, params, s, p)) == []
+
+
+def test_an_entropy_that_needs_too_large_a_grid_is_refused_at_once():
+    narrow = exact.Mixture([0.5, 0.5], [[0.0, 0.0], [3.0, 3.0]], [1e-8 * np.eye(2)] * 2)
+    for data in (narrow, exact.SwissRoll(0.01)):
+        with pytest.raises(ValueError, match="grid of .* points"):
+            data.entropy()
+    for noise in (0.0, 1e-6, np.nan):
+        with pytest.raises(ValueError, match="at least 0.01"):
+            exact.SwissRoll(noise)
+
+
+def test_guidance_needs_a_network_that_can_do_without_a_label():
+    params = mlp.init(np.random.default_rng(0))
+    with pytest.raises(ValueError, match="NO_CLASS"):
+        predictor(mlp, params, linear(1000), guidance=1.0, label=np.zeros(4, int))

@@ -1,5 +1,6 @@
 """A network shared among processes is the network: forward, backward, training and sampling."""
 
+import multiprocessing
 import os
 import platform
 import signal
@@ -64,6 +65,7 @@ def test_any_number_of_workers_gives_the_same_gradient_to_the_bit_and_the_plain_
         assert np.array_equal(losses, results[0][0]) and np.array_equal(grad, results[0][1])
         assert grad.dtype == losses.dtype == np.float32
     np.testing.assert_allclose(results[0][0], plain_losses, rtol=1e-4)
+    assert np.isclose(results[0][0].mean(), plain_losses.mean(), rtol=1e-5)
     assert relative(results[0][1], plain) < 1e-5
 
 
@@ -137,7 +139,9 @@ def test_workers_see_what_changes_theta(two):
     arguments[0]["last"]["b"] += 1
     after, _ = of(two, arguments)
     assert not np.isclose(after, before).any()
-    np.testing.assert_allclose(after, of(unet, arguments)[0], rtol=1e-4)
+    plain, _ = of(unet, arguments)
+    np.testing.assert_allclose(after, plain, rtol=1e-4)
+    assert np.isclose(after.mean(), plain.mean(), rtol=1e-5)
 
 
 def test_float64_stays_float64(two):
@@ -187,6 +191,21 @@ def test_a_forward_pass_replaces_all_caches_of_the_one_before_it():
     assert {*pieces.caches} == {2}
 
 
+def test_gradients_in_another_order_than_the_parameters_are_refused():
+    def backward(params, cache, grad_out):
+        grad_x, grads = mlp.backward(params, cache, grad_out)
+        return grad_x, {name: grads[name] for name in reversed(grads)}
+
+    params = mlp.init(np.random.default_rng(0))
+    net = types.SimpleNamespace(forward=mlp.forward, backward=backward)
+    x, level = np.ones((3, 2), np.float32), np.zeros(3, np.float32)
+    pieces = Pieces(net, params, np.empty((1, flatten(params).size)))
+    pieces.answers("forward", [(0, (x, level))])
+    ((_, error),) = pieces.answers("backward", [(0, (x,))])
+    with pytest.raises(ValueError, match="order"):
+        raise error
+
+
 def test_a_forward_pass_alone_with_another_theta_leaves_the_gradient_as_it_is(two):
     params, x, _, grad_out, label = batch(6)
     averaged = unflatten(0.5 * flatten(params), params)
@@ -204,8 +223,6 @@ def test_forward_passes_without_a_backward_pass_hold_the_last_caches_alone(two):
     """A worker's memory after many forward passes is what it was after a few."""
     if sys.platform != "linux":
         pytest.skip("reads /proc")
-    import multiprocessing
-
     params, x, _, _, label = batch(16)
     level = np.zeros(16, np.float32)
 
@@ -315,6 +332,30 @@ def test_after_an_interrupt_late_answers_and_old_caches_do_not_count():
         workers.backward(params, cache, grad_out)
     assert np.array_equal(workers.forward_alone(params, x, level, label)[0], right)
     workers.stop()
+
+
+def test_a_worker_that_has_ended_is_reported_and_the_next_call_starts_others():
+    workers = Workers(mlp, 1, 4)
+    params = mlp.init(np.random.default_rng(0))
+    x, level = np.ones((6, 2), np.float32), np.zeros(6, np.float32)
+    before = {child.pid for child in multiprocessing.active_children()}
+    out, _ = workers.forward(params, x, level)
+    (started,) = [c for c in multiprocessing.active_children() if c.pid not in before]
+    started.kill()
+    started.join()
+    with pytest.raises(RuntimeError, match="a worker process has ended"):
+        workers.forward(params, x, level)
+    assert np.array_equal(workers.forward(params, x, level)[0], out)
+
+
+def test_arrays_of_different_lengths_are_refused(two):
+    params, x, _, _, label = batch(8)
+    level = np.zeros(8, np.float32)
+    # The surplus begins with a new piece of 4 rows, so no worker would see it.
+    longer = np.zeros(12, np.float32), np.concatenate([label, label[:4]])
+    for wrong in (level[:4], label), (longer[0], label), (level, longer[1]), (level, label[:4]):
+        with pytest.raises(ValueError, match="equally many rows"):
+            two.forward(params, x, *wrong)
 
 
 def test_what_is_not_a_module_is_refused():

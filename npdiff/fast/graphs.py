@@ -22,7 +22,7 @@ import numpy as np
 
 from npdiff.backend import Array
 from npdiff.nn.conv import check_label
-from npdiff.nn.ops import Cache
+from npdiff.nn.ops import Cache, check_inputs
 from npdiff.nn.params import Tree, leaves
 
 KEPT = 4  # recordings: of a training step, and of what is drawn and judged after it
@@ -84,8 +84,11 @@ class Recording:
         return graph, result
 
     def forward(self, x: Array, level: Array, label: np.ndarray | None) -> tuple[Array, Cache]:
+        check_inputs(x, level)  # the graph itself runs no check
         if label is not None:
             check_label(label, self.classes)
+            if len(label) != len(x):
+                raise ValueError(f"label must have shape ({len(x)},), got {label.shape}")
         self.calls += 1
         self.x[...], self.level[...] = x, level
         self.label[...] = self.net.NO_CLASS if label is None else cupy.asarray(label)

@@ -28,6 +28,10 @@ from npdiff.fast import numpy_ops
 from npdiff.nn.ops import Cache
 from npdiff.nn.params import Tree, flatten, leaves, unflatten
 
+ENDED = (
+    "a worker process has ended: out of memory, or the script that uses the engine lacks "
+    '`if __name__ == "__main__":`'
+)
 ONE_THREAD = dict.fromkeys(("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"), "1")
 
 
@@ -76,6 +80,9 @@ class Workers:
     def cut(self, *arrays: Array | None) -> list[tuple[Array, ...]]:
         """The rows of these arrays in pieces of at most self.rows; what is None is left out."""
         given = [a for a in arrays if a is not None]
+        counts = {len(a) for a in given}
+        if len(counts) > 1:
+            raise ValueError(f"x, level and label must have equally many rows, got {counts}")
         starts = range(0, len(given[0]), self.rows)
         return [tuple(a[start : start + self.rows] for a in given) for start in starts]
 
@@ -95,10 +102,11 @@ class Workers:
             for first, pipe in enumerate(self.pipes):
                 pipe.send((method, list(enumerate(pieces))[first :: self.count]))
             answers = dict(answer for pipe in self.pipes for answer in pipe.recv())
-        except (
-            BaseException
-        ):  # Ctrl-C too: late answers must not be taken for those of the next call
+        except (EOFError, ConnectionError) as error:
             self.stop()
+            raise RuntimeError(ENDED) from error
+        except BaseException:  # Ctrl-C too
+            self.stop()  # or the next call would take late answers for its own
             raise
         for answer in answers.values():
             if isinstance(answer, Exception):
@@ -154,7 +162,7 @@ class Pieces:
 
     def backward(self, i: int, grad_out: Array) -> Array:
         grad_x, grads = self.net.backward(self.params, self.caches[i], grad_out)
-        np.concatenate([a.reshape(-1) for a in leaves(grads)], out=self.grads[i])
+        self.grads[i] = flatten(grads, like=self.params)
         return grad_x
 
 

@@ -81,7 +81,7 @@ def predictor_corrector(
         eps_hat = predict_eps(x_t, t)
         x_0_hat = x_0_from_eps(x_t, t, eps_hat, schedule)
         mean, sigma = p_mean_from_eps(x_t, t, eps_hat, schedule), s.beta_tilde**0.5
-        z = standard_normal(rng, x_t.shape, like=x_t)
+        z = standard_normal(rng, x_t.shape, like=x_t) if t > 1 else 0 * x_t
         x_prev = mean + sigma * z
         yield Step(t, t - 1, x_t, eps_hat, x_0_hat, mean, sigma, z, x_prev)
         x_t = x_prev
