@@ -144,6 +144,17 @@ def test_workers_see_what_changes_theta(two):
     assert np.isclose(after.mean(), plain.mean(), rtol=1e-5)
 
 
+def test_workers_see_the_names_of_the_parameters_and_not_their_shapes_alone():
+    params = mlp.init(np.random.default_rng(0), hidden=8, layers=2)
+    params["last"]["w"] += 1
+    order = ("first", "layer_2", "layer_1", "last")  # another network, of the same shapes
+    workers, x, level = Workers(mlp, 1, 4), np.ones((2, 2), np.float32), np.zeros(2, np.float32)
+    for tree in params, {name: params[name] for name in order}:
+        np.testing.assert_allclose(
+            workers.forward(tree, x, level)[0], mlp.forward(tree, x, level)[0], rtol=1e-5
+        )
+
+
 def test_float64_stays_float64(two):
     params, x_0, t, eps, label = batch(6)
     params = unflatten(flatten(params).astype(np.float64), params)
@@ -356,6 +367,11 @@ def test_arrays_of_different_lengths_are_refused(two):
     for wrong in (level[:4], label), (longer[0], label), (level, longer[1]), (level, label[:4]):
         with pytest.raises(ValueError, match="equally many rows"):
             two.forward(params, x, *wrong)
+    _, cache = two.forward(params, x, level, label)
+    for rows in 4, 12:
+        with pytest.raises(ValueError, match="grad_out must have 8 rows"):
+            two.backward(params, cache, np.zeros((rows, 8, 8, 1), np.float32))
+    assert two.backward(params, cache, x)[0].shape == x.shape  # the cache is still good
 
 
 def test_what_is_not_a_module_is_refused():

@@ -26,7 +26,7 @@ import numpy as np
 from npdiff.backend import Array
 from npdiff.fast import numpy_ops
 from npdiff.nn.ops import Cache
-from npdiff.nn.params import Tree, flatten, leaves, unflatten
+from npdiff.nn.params import Tree, flatten, leaves, names, unflatten
 
 ENDED = (
     "a worker process has ended: out of memory, or the script that uses the engine lacks "
@@ -46,7 +46,7 @@ class Workers:
         if not hasattr(net, "__name__"):
             raise ValueError(f"net must be a module, which workers can import by name, got {net!r}")
         self.name, self.count, self.rows = net.__name__, count, rows
-        self.layout: list = []  # of theta: names and shapes
+        self.layout: tuple = ()  # of theta: names and shapes, in their order
         self.theta, self.grads = np.empty(0), np.empty((0, 0))
         self.pipes: list[Connection] = []
         self.call = 0  # the number of the forward pass whose caches the workers hold
@@ -54,11 +54,11 @@ class Workers:
     def forward(
         self, params: Tree, x: Array, level: Array, label: np.ndarray | None = None
     ) -> tuple[Array, Cache]:
-        """As net.forward; the cache is this object and the number of the call."""
-        self.call += 1
+        """As net.forward. The cache is this object, the number of the call and that of its rows."""
         pieces = self.cut(x, level, label)
         self.share(params, len(pieces))
-        return np.concatenate(self.ask("forward", pieces)), (self, self.call)
+        self.call += 1
+        return np.concatenate(self.ask("forward", pieces)), (self, self.call, len(x))
 
     def forward_alone(
         self, params: Tree, x: Array, level: Array, label: np.ndarray | None = None
@@ -69,9 +69,11 @@ class Workers:
 
     def backward(self, params: Tree, cache: Cache, grad_out: Array) -> tuple[Array, Tree]:
         """As net.backward. RuntimeError for a cache that a later forward pass has replaced."""
-        workers, call = cache
+        workers, call, rows = cache
         if workers is not self or call != self.call:
             raise RuntimeError("this cache is gone: a later forward pass has replaced it")
+        if len(grad_out) != rows:
+            raise ValueError(f"grad_out must have {rows} rows, got {len(grad_out)}")
         self.theta[...] = vector_behind(params)  # forward_alone may have shown the workers another
         pieces = self.cut(grad_out)
         grad_x = np.concatenate(self.ask("backward", pieces))
@@ -80,15 +82,15 @@ class Workers:
     def cut(self, *arrays: Array | None) -> list[tuple[Array, ...]]:
         """The rows of these arrays in pieces of at most self.rows; what is None is left out."""
         given = [a for a in arrays if a is not None]
-        counts = {len(a) for a in given}
-        if len(counts) > 1:
+        counts = [len(a) for a in given]
+        if len({*counts}) > 1:
             raise ValueError(f"x, level and label must have equally many rows, got {counts}")
         starts = range(0, len(given[0]), self.rows)
         return [tuple(a[start : start + self.rows] for a in given) for start in starts]
 
     def share(self, params: Tree, pieces: int) -> None:
         """Show the workers theta, and make room for the gradients of so many pieces."""
-        layout = names_and_shapes(params)
+        layout = names(params), [a.shape for a in leaves(params)]
         theta = vector_behind(params)
         if layout != self.layout or theta.dtype != self.theta.dtype or len(self.grads) < pieces:
             self.stop()
@@ -129,7 +131,7 @@ class Workers:
         """End the workers, and with them all caches; the next call starts others."""
         for pipe in self.pipes:
             pipe.close()
-        self.pipes, self.layout = [], []
+        self.pipes, self.layout = [], ()
         self.call += 1
 
 
@@ -184,14 +186,6 @@ def views(memory: list[Any], theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     """The shared memory as theta (P,) and as the gradients of the pieces (pieces, P)."""
     shared, grads = (np.frombuffer(raw, theta.dtype) for raw in memory)
     return shared, grads.reshape(-1, len(theta))
-
-
-def names_and_shapes(tree: Tree) -> list:
-    """The tree as a list of (name, shape or list), which tells in which order theta is laid out."""
-    return [
-        (name, names_and_shapes(value) if isinstance(value, dict) else value.shape)
-        for name, value in tree.items()
-    ]
 
 
 def vector_behind(params: Tree) -> Array:
