@@ -7,6 +7,10 @@ One run times the two in turn. The peer is PyTorch, eager, with the same network
 Before anything is timed, outputs and gradients from the same weights are compared.
 """
 
+from lab import interrupt
+
+interrupt.in_one_line(__name__)  # Ctrl-C, also while NumPy is imported
+
 import argparse
 import os
 
@@ -22,14 +26,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from lab import cli, files
-from lab.digits_flags import cores
 from lab.errors import UserError
 from npdiff import fast, sampler, train
 from npdiff.backend import Array, select, to_numpy
@@ -266,9 +268,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     text = "numpy or cupy; default numpy"
     backend = cli.one_of("numpy", "cupy")
     parser.add_argument("--backend", type=backend, default="numpy", metavar="NAME", help=text)
-    text = f"worker processes, and the peer's threads; default {cores()}"
+    text = f"worker processes, and the peer's threads; default {cli.cores()}"
     parser.add_argument(
-        "--threads", type=cli.whole(1, 1024), default=cores(), metavar="N", help=text
+        "--threads", type=cli.processes, default=cli.cores(), metavar="N", help=text
     )
     text = "the book's code in one process, without the engine"
     parser.add_argument("--plain", action="store_true", help=text)
@@ -279,7 +281,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     text = "also where the time of a step goes, op by op, plain and fast"
     parser.add_argument("--profile", action="store_true", help=text)
     text = "write the rows: name, ours_ms, peer_ms, ratio"
-    parser.add_argument("--json", type=Path, metavar="FILE", help=text)
+    parser.add_argument("--json", type=cli.new_file, metavar="FILE", help=text)
     parser.add_argument("--smoke", action="store_true", help="the smallest run")
     args = parser.parse_args(argv)
     args.repeats = args.repeats or (1 if args.smoke else 15)

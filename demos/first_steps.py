@@ -4,6 +4,10 @@ Data is noised, a network learns to predict the noise, and its predictions turn 
 Put a breakpoint on any line and look at the arrays. The exact figure stands beside each number.
 """
 
+from lab import script
+
+script.begin(__doc__, folder="out")  # --help, and an end in one line
+
 import os
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # products this small are faster on one thread
@@ -55,6 +59,5 @@ for back in ddpm(predictor(mlp, params, schedule), x_T, schedule, rng):  # T ste
         reverse, forward = (distance_to_curve(x, roll).mean() for x in (back.x_prev, x_t))
         print(f"t {back.t_prev:4d}   {reverse:.3f} from the curve   (noised data: {forward:.3f})")
 
-os.makedirs("out", exist_ok=True)
 draw.clouds("out/first_steps.png", {"data": data, "noise x_T": x_T, "samples x_0": back.x_prev})
 print("out/first_steps.png")

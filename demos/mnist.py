@@ -9,6 +9,10 @@ Dhariwal 2021, arXiv:2102.09672), the sampler is DDIM (Song et al. 2021, arXiv:2
 guidance is classifier-free (Ho & Salimans 2022, arXiv:2207.12598).
 """
 
+from lab import interrupt
+
+interrupt.in_one_line(__name__)  # Ctrl-C, also while NumPy is imported
+
 import argparse
 import os
 
@@ -23,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from lab import budget, checkpoint, cli, digit_metrics, digits_flags, mnist, progress
+from lab import budget, checkpoint, cli, digit_metrics, digits_flags, mnist, progress, settings
 from lab.digits_report import Report
 from lab.pieces import InPieces
 from npdiff import fast
@@ -161,7 +165,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     flags.add_argument("--predict", type=cli.one_of("eps", "v"), help=text)
     text = "draw the other half of test digits; known is the left, right, top or bottom half"
     flags.add_argument("--inpaint", type=cli.one_of(*HALVES), metavar="HALF", help=text)
-    return digits_flags.parse(flags, digits_flags.DEFAULTS, SHIPPED_WEIGHTS, argv)
+    args = digits_flags.parse(flags, digits_flags.DEFAULTS, SHIPPED_WEIGHTS, argv)
+    if not args.inpaint:  # which takes all T steps of ancestral sampling
+        settings.check_jumps(args, cosine(args.T))
+    return args
 
 
 if __name__ == "__main__":  # the engine's workers import this file

@@ -10,6 +10,10 @@ schedule are those of Kingma et al. 2021, arXiv:2107.00630: levels down to almos
 the last bits of a pixel are decided.
 """
 
+from lab import interrupt
+
+interrupt.in_one_line(__name__)  # Ctrl-C, also while NumPy is imported
+
 import argparse
 import os
 

@@ -8,6 +8,10 @@ rules of Song & Ermon 2020, arXiv:2006.09011. With --sampler ddim the same netwo
 down the ladder, in the place of dynamics on each of its levels.
 """
 
+from lab import interrupt
+
+interrupt.in_one_line(__name__)  # Ctrl-C, also while NumPy is imported
+
 import argparse
 import os
 

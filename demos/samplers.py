@@ -6,6 +6,10 @@ With the exact predictor only the sampler errs; with a trained network both do. 
 meet, more steps would not help.
 """
 
+from lab import interrupt
+
+interrupt.in_one_line(__name__)  # Ctrl-C, also while NumPy is imported
+
 import argparse
 import os
 
@@ -247,7 +251,7 @@ def main(args: argparse.Namespace) -> None:
     started, smoke, out = time.monotonic(), args.smoke, args.out
     fast.keep_freed_memory()  # a setting of the C library's, which saves up to half of the time
     xp = select(args.backend)
-    cli.own_folder(out)
+    cli.own_folder(args)
     training_rng, rng = (np.random.default_rng([args.seed, i]) for i in range(2))
 
     network, loss = train_network(smoke, xp, training_rng)

@@ -6,6 +6,10 @@ The default is Ho et al. 2020, arXiv:2006.11239: the network predicts eps, beta 
 1000, t is drawn uniformly. demos/first_steps.py is the same without flags, files and figures.
 """
 
+from lab import interrupt
+
+interrupt.in_one_line(__name__)  # Ctrl-C, also while NumPy is imported
+
 import argparse
 import os
 
@@ -37,7 +41,7 @@ def main(args: argparse.Namespace) -> None:
     )
 
     # The data, and the forward process.
-    data = points.load(args.data, args.digest)
+    data = points.load(args.data, args.digest, args.scale)
     schedule = linear(args.T) if args.schedule == "linear" else cosine(args.T)
     report = Report(args, data, schedule, judging_rng, xp)
 

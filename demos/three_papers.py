@@ -7,6 +7,10 @@ and DDPM, Ho et al. 2020. Beside them the binomial process of 2015 learns the he
 of bits. Every number stands beside its exact answer.
 """
 
+from lab import interrupt
+
+interrupt.in_one_line(__name__)  # Ctrl-C, also while NumPy is imported
+
 import argparse
 import os
 
@@ -358,7 +362,7 @@ def main(args: argparse.Namespace) -> None:
     started, metrics = time.monotonic(), dict[str, Any]()
     fast.keep_freed_memory()  # a setting of the C library's, which saves up to half of the time
     xp, sizes = select(args.backend), SMOKE if args.smoke else FULL
-    cli.own_folder(args.out)
+    cli.own_folder(args)
     rngs = [np.random.default_rng([args.seed, i]) for i in range(5)]
     ladder, schedule = ncsn.ladder(sizes.levels, SIGMA_L, SIGMA_1), linear(sizes.T_2020)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 from hypothesis import strategies as st
 
 from npdiff.backend import BackendError, select
@@ -23,6 +23,9 @@ from npdiff.schedule import Schedule, cosine, linear, variance_preserving
 
 settings.register_profile("ci", derandomize=True, deadline=None, max_examples=40, print_blob=True)
 settings.register_profile("dev", deadline=None, max_examples=40)
+settings.register_profile(
+    "slips", settings.get_profile("ci"), phases=[Phase.explicit, Phase.generate]
+)
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 # 2.2e-16, twice the largest relative error of one operation in float64.
@@ -99,6 +102,39 @@ def assert_within_standard_errors(
     standard_error = samples.std(axis=axis, ddof=1) / np.sqrt(samples.shape[axis])
     deviation = np.abs(samples.mean(axis=axis) - expected) / standard_error
     assert np.all(deviation < STANDARD_ERRORS), f"{np.max(deviation):.1f} standard errors"
+
+
+def assert_a_walk(steps: list, x_T: np.ndarray, schedule: Schedule) -> None:
+    """The Steps of a sampler lead from T to 0, one at a time, each from where the last one ended.
+
+    In each, x_prev = mean + sigma z, where z is 0 just where sigma is; and eps_hat and x_0_hat are
+    the two parts of x_t.
+    """
+    assert [step.t_prev for step in steps if step.t != step.t_prev] == [*range(schedule.T)][::-1]
+    t, x_t = schedule.T, x_T
+    for step in steps:
+        assert step.t == t and step.t_prev in (t, t - 1)
+        np.testing.assert_array_equal(step.x_t, x_t)
+        np.testing.assert_array_equal(step.x_prev, step.mean + step.sigma * step.z)
+        np.testing.assert_array_equal(step.z != 0, np.broadcast_to(step.sigma, step.z.shape) > 0)
+        signal_x_0_hat = schedule.signal[t] * step.x_0_hat
+        noise_eps_hat = schedule.noise[t] * step.eps_hat
+        largest = np.abs(x_t).max() + np.abs(noise_eps_hat).max()
+        np.testing.assert_allclose(
+            signal_x_0_hat + noise_eps_hat, x_t, rtol=0, atol=16 * EPS * largest
+        )
+        t, x_t = step.t_prev, step.x_prev
+
+
+class Counted:
+    """A function that counts its calls."""
+
+    def __init__(self, function: Callable) -> None:
+        self.function, self.calls = function, 0
+
+    def __call__(self, *arguments: Any) -> Any:
+        self.calls += 1
+        return self.function(*arguments)
 
 
 def random_mlp(rng: np.random.Generator, **sizes: int) -> tuple[np.ndarray, dict]:

@@ -100,7 +100,7 @@ def test_smoke_run_writes_everything(tmp_path):
     output = output_of("--smoke", "--out", "o", cwd=tmp_path)
     pictures = {"reverse_process.png", "reverse_process.gif", "score_field.png", "loss_over_t.png"}
     files = {path.name for path in (tmp_path / "o").iterdir()}
-    assert files == {"metrics.json", "samples.npz", "checkpoint.npz"} | pictures
+    assert files == {"metrics.json", "samples.npz", "checkpoint.npz", "run.json"} | pictures
     metrics, x = numbers(tmp_path / "o")
     assert x.shape == (64, 2) and x.dtype == np.float32
     losses = {"loss", "irreducible_loss", "excess", "energy_distance"}

@@ -143,6 +143,14 @@ def test_group_norm_of_a_constant_is_the_bias(seed, constant, dtype):
     assert np.isfinite(grad_x).all()
 
 
+@given(seeds, sizes, sizes, sizes)
+def test_linear(seed, batch, inputs, outputs):
+    x, grad_y = normal_values(seed, batch, inputs), normal_values(seed + 1, batch, outputs)
+    params = normal_values(seed + 2, inputs, outputs), normal_values(seed + 3, outputs)
+    found, plain = (both_ways(ops, "linear", x, grad_y, *params) for ops in (numpy_ops, conv))
+    assert_same(found, plain, 1e2 * EPS)
+
+
 @pytest.mark.parametrize("pair, parameters", [("scale_shift", 2), ("silu", 0), ("upsample", 0)])
 @given(seeds, st.integers(1, 3), sizes, sizes, sizes, st.sampled_from(ORDERS))
 def test_ops_without_weights(pair, parameters, seed, batch, height, width, channels, order):

@@ -123,6 +123,29 @@ def test_the_gradient_of_each_rows_bound_with_respect_to_the_output(seed, predic
     assert directional_error(weighted_loss, out, weight * grad_out, rng) < GRADIENT
 
 
+@given(seeds, st.floats(0.005, 0.5))
+def test_the_decoders_gradients_are_its_slopes_at_the_end_values_too(seed, sigma):
+    # At -1 and 1, where a tail belongs to the pixel, beside them, and between.
+    x_0 = np.array([-1.0, -1 + 2 / 255, 0.2 / 255, 1 - 2 / 255, 1.0])
+    mean = x_0 + sigma * np.random.default_rng(seed).standard_normal(5)
+    nats, grad_mean, grad_log_var = improved_ddpm.discretised_decoder(
+        x_0, mean, np.full(5, sigma**2)
+    )
+
+    def nats_at(shift, log_factor):  # of the mean and of the variance
+        var = np.full(5, sigma**2 * math.exp(log_factor))
+        return -likelihood.discretised_decoder(x_0, mean + shift, var)
+
+    # In units of sigma every derivative is of order 1 to 100, so differences over 2 h err by h^2
+    # and, by rounding, by EPS / h.
+    h = 1e-5
+    np.testing.assert_allclose(nats, nats_at(0.0, 0.0), rtol=1e-12)
+    by_mean = (nats_at(h * sigma, 0.0) - nats_at(-h * sigma, 0.0)) / (2 * h)
+    np.testing.assert_allclose(sigma * grad_mean, by_mean, rtol=1e-6, atol=1e-7)
+    by_log_var = (nats_at(0.0, h) - nats_at(0.0, -h)) / (2 * h)
+    np.testing.assert_allclose(grad_log_var, by_log_var, rtol=1e-6, atol=1e-7)
+
+
 @given(seeds)
 def test_the_hybrid_objective_moves_the_guess_by_l_simple_and_o_by_a_thousandth_of_the_bound(seed):
     rng, schedule = np.random.default_rng(seed), cosine(6)
@@ -213,6 +236,33 @@ def test_importance_sampling_is_unbiased_and_of_lower_variance():
     assert abs(weighted.mean() - mean.mean()) < STANDARD_ERRORS * weighted.std() / math.sqrt(n)
     assert abs(plain.mean() - mean.mean()) < STANDARD_ERRORS * plain.std() / math.sqrt(n)
     assert weighted.std() < 0.2 * plain.std()
+
+
+def test_a_steps_loss_is_the_mean_of_its_nats_over_p_a_coordinate():
+    # E[nats_t / p_t] is the sum of L_{t-1} over t: the factor is 1, whatever the p_t.
+    rng, T, batch = np.random.default_rng(0), 6, 64
+    schedule, params, importance = uniform_log_snr(T, -3, 3), Linear.init(rng), ImportanceSampler(T)
+    for _ in range(importance.last.shape[1]):
+        importance.learn(np.arange(1, T + 1), 1 / np.arange(1.0, T + 1))
+    p, reverse = importance.p, improved_ddpm.reverse(Linear, params, schedule)
+    sample = lambda n, rng: rng.standard_normal((n, 2))  # noqa: E731
+    steps = train.train(
+        *(Linear, train.start(params), sample, schedule, rng, 1, batch, vlb_objective),
+        draw_t=importance.draw,
+    )
+    for step in steps:
+        x_t, later, nats = (
+            q_sample(step.x_0, step.t, step.eps, schedule),
+            step.t > 1,
+            np.zeros(batch),
+        )
+        nats[later] = likelihood.step_kl(
+            step.x_0[later], x_t[later], step.t[later], schedule, reverse
+        )
+        mean, var = reverse(x_t[~later], step.t[~later])
+        nats[~later] = -normal.log_prob(step.x_0[~later], mean, var).sum(axis=1)
+        assert p.max() > 2 * p[1:].min() and later.any() and not later.all()
+        assert step.loss == pytest.approx((nats / p[step.t]).mean() / 2, rel=1e-9)
 
 
 def test_t_is_uniform_until_every_t_has_been_seen_often_enough():

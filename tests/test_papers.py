@@ -4,10 +4,19 @@ samplers end."""
 import itertools
 import math
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import STANDARD_ERRORS, preserving_schedules, random_mlp, seeds, sign_turned
+from conftest import (
+    STANDARD_ERRORS,
+    Counted,
+    assert_a_walk,
+    preserving_schedules,
+    random_mlp,
+    seeds,
+    sign_turned,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -249,6 +258,51 @@ def test_the_radial_basis_network_and_its_gradients(seed):
     assert [a.shape for a in leaves(grads)] == [a.shape for a in leaves(params)]
 
 
+def test_the_radial_basis_functions_start_with_a_width_of_a_half_and_readouts_of_0():
+    params = radial_basis.init(np.random.default_rng(0), T=3, units=2)
+    x, level = np.array([[1.0, -1.0]], np.float32), np.full(1, -5 + 10 / 3)
+    out, _ = radial_basis.forward(params, x, level)
+    assert out.shape == (1, 4) and not out.any()
+    params["centre"][...] = x + np.array(
+        [[0.0, 0.0], [0.3, 0.4]]
+    )  # the second at a distance of 1/2
+    params["w"][1, :, 0] = [0.0, 1.0]
+    share, _ = radial_basis.forward(params, x, level)  # of the second, in the sum of both
+    assert share[0, 0] / (1 - share[0, 0]) == pytest.approx(math.exp(-1 / 2), rel=1e-5)
+
+
+def test_far_from_every_centre_the_nearest_one_decides():
+    # There every exp(a_k) is 0 in floating point, and only their ratios are left.
+    rng, params = (
+        np.random.default_rng(0),
+        radial_basis.init(np.random.default_rng(0), T=3, units=4),
+    )
+    params["centre"][...] = [[2, 0], [-2, 0], [0, 2], [0, -2]]
+    params["w"][...] = rng.standard_normal(params["w"].shape)
+    params["b"][...] = rng.standard_normal(params["b"].shape)
+    x = np.array([[60, 1], [-60, 1], [1, 60], [1, -60]], np.float32)
+    out, cache = radial_basis.forward(params, x, np.full(4, -5 + 20 / 3))
+    np.testing.assert_allclose(out, params["w"][2] + params["b"][2], rtol=1e-6)
+    grad_x, grads = radial_basis.backward(params, cache, np.ones_like(out))
+    assert all(np.isfinite(a).all() for a in (grad_x, *leaves(grads)))
+
+
+def test_the_learned_chain_walks_from_T_to_0_and_asks_for_every_step_but_the_last():
+    data = exact.Mixture([0.4, 0.6], [[-1.0], [0.9]], [[[0.05]], [[0.2]]])
+    reverse, rng = Counted(dpm2015.best_reverse(data, SCHEDULE)), np.random.default_rng(0)
+    x_T = rng.standard_normal((5, 1))
+    steps = list(dpm2015.sample(reverse, x_T, SCHEDULE, rng))
+    assert_a_walk(steps, x_T, SCHEDULE)
+    assert reverse.calls == T - 1
+    assert all(step.z.any() and (step.sigma > 0).all() for step in steps)  # the last one too
+    for step in steps:  # eps_hat is that of eq. (11), Ho et al. 2020
+        mean = step.x_t - SCHEDULE.beta[step.t] / SCHEDULE.noise[step.t] * step.eps_hat
+        np.testing.assert_allclose(step.mean, mean / math.sqrt(SCHEDULE.alpha[step.t]), rtol=1e-9)
+    sigma_1 = math.sqrt(SCHEDULE.beta[1])  # of the forward process
+    np.testing.assert_allclose(steps[-1].mean, math.sqrt(SCHEDULE.alpha[1]) * steps[-1].x_t)
+    np.testing.assert_allclose(steps[-1].sigma, sigma_1)
+
+
 # 2015, binomial
 
 RATES = binomial.rates(6, first=0.02, last=0.05)
@@ -336,6 +390,72 @@ def test_the_levels_of_the_binomial_process_are_uniform():
     np.testing.assert_allclose(np.cumprod(1 - rates.beta[1:]), rates.A[1:], rtol=1e-12)
 
 
+@given(st.integers(2, 50), st.floats(1e-4, 0.3), st.floats(1e-4, 0.3))
+def test_the_binomial_process_keeps_1_minus_first_after_one_step_and_last_after_all(T, first, last):
+    rates = binomial.rates(T, first, last)
+    assert rates.T == T and rates.beta[0] == 0 and rates.A[0] == 1
+    assert rates.A[1] == pytest.approx(1 - first) and rates.beta[1] == pytest.approx(first)
+    assert rates.A[T] == pytest.approx(last)
+
+
+def test_K_is_the_mean_log_ratio_of_both_chains_over_all_paths_of_one_bit():
+    # E_q log2 [p(x_0, ..., x_T) / q(x_1, ..., x_T | x_0)]. Under p the step to x_0 is that of the
+    # forward process, and x_T is a fair coin.
+    guess = lambda x_t, t: 0.2 + 0.5 * x_t + 0.01 * t  # noqa: E731
+    chance = lambda p, bit: p if bit else 1 - p  # noqa: E731
+    share, K = 0.3, 0.0
+    for x_0, *later in itertools.product((0.0, 1.0), repeat=RATES.T + 1):
+        path, log_p, log_q = [x_0, *later], math.log(0.5), 0.0
+        for t in range(1, RATES.T + 1):
+            x_prev, x_t = (np.array([[x]]) for x in path[t - 1 : t + 1])
+            log_q += math.log(chance(binomial.q_step(x_prev, t, RATES).item(), path[t]))
+            back = binomial.q_step(x_t, 1, RATES)
+            if t > 1:
+                back = binomial.p_step(guess(x_t, t), x_t, t, RATES)
+            log_p += math.log(chance(back.item(), path[t - 1]))
+        K += chance(share, x_0) * math.exp(log_q) * (log_p - log_q) / math.log(2)
+    rng, n = np.random.default_rng(0), 50_000
+    x_0 = np.arange(n)[:, None] < share * n
+    estimate, error = binomial.bound(x_0.astype(float), RATES, guess, rng)
+    assert error < 0.01 and abs(estimate - K) < STANDARD_ERRORS * error
+
+
+def test_a_network_is_given_bits_as_signs_and_half_the_logarithm_of_noise_over_signal():
+    given_to_the_net = []
+
+    def forward(params, x, level):
+        given_to_the_net.append((x, level))
+        return np.log(3) + 0 * x, "cache"
+
+    net, x_t = SimpleNamespace(forward=forward), np.array([[0.0, 1.0], [1.0, 1.0]])
+    params = {"a": np.zeros(1, np.float32)}
+    for t in (3, np.array([1, 6])):
+        p_0, cache = binomial.guess_and_cache(net, params, x_t, t, RATES)
+        x, level = given_to_the_net.pop()
+        assert x.dtype == level.dtype == np.float32 and level.shape == (2,) and cache == "cache"
+        np.testing.assert_array_equal(x, [[-1, 1], [1, 1]])
+        np.testing.assert_allclose(np.exp(2 * level), (1 - RATES.A[t]) / RATES.A[t], rtol=1e-5)
+        np.testing.assert_allclose(p_0, 3 / 4)  # the odds are exp(out)
+        np.testing.assert_array_equal(p_0, binomial.guess_of(net, params, RATES)(x_t, t))
+
+
+def test_binomial_sampling_asks_for_every_step_but_the_last_and_that_is_the_forward_processs():
+    guess, rng = Counted(lambda x_t, t: 0.2 + 0.5 * x_t), np.random.default_rng(0)
+    again = np.random.default_rng(0)
+    x_t = rng.integers(0, 2, (2000, 3)).astype(float)
+    again.integers(0, 2, (2000, 3))
+    for t, (t_prev, x_prev) in zip(
+        range(RATES.T, 0, -1), binomial.sample(guess, x_t, RATES, rng), strict=True
+    ):
+        p = x_t * (1 - RATES.beta[1]) + RATES.beta[1] / 2
+        if t > 1:
+            p = binomial.p_step(0.2 + 0.5 * x_t, x_t, t, RATES)
+        assert t_prev == t - 1
+        np.testing.assert_array_equal(x_prev, again.random(p.shape) < p)
+        x_t = x_prev
+    assert guess.calls == RATES.T - 1
+
+
 # 2015, multiplying by a second distribution
 
 
@@ -368,6 +488,37 @@ def test_the_papers_rule_ends_at_two_thirds_where_the_truth_is_a_half():
     *_, (t, x) = posterior.restrained(predict_eps, x_T, schedule, rng, 1.0, 1.0)
     assert t == 0 and abs(x.mean() - 2 / 3) < STANDARD_ERRORS * math.sqrt(1 / 3 / n) + 0.003
     assert abs(x.var() / (1 / 3) - 1) < STANDARD_ERRORS * math.sqrt(2 / n) + 0.01
+
+
+@given(st.floats(-2, 2), st.floats(0.1, 3))
+def test_where_the_papers_rule_ends_one_more_small_step_changes_nothing(r_mean, r_var):
+    # For data N(0, 1) the reverse step is N(sqrt(1 - beta) x, beta). Times r it is linear in x too.
+    m, v = posterior.limit_on_gaussian_data(r_mean, r_var)
+    drift = []
+    for beta in (1e-3, 1e-5):
+        mean, var = posterior.product(math.sqrt(1 - beta) * m, beta, r_mean, r_var)
+        moved, _ = posterior.product(math.sqrt(1 - beta) * (m + 1), beta, r_mean, r_var)
+        drift.append((mean - m, (moved - mean) ** 2 * v + var - v))
+    # What is left is of order beta^2.
+    assert (np.abs(drift[1]) <= np.abs(drift[0]) / 1000 + 1e-12).all()
+
+
+def test_every_step_of_the_papers_rule_is_the_reverse_step_times_r():
+    data, schedule = exact.Gaussian([0.0], [[0.5]]), cosine(6)
+    predict_eps, r_mean, r_var = Counted(data.predictor(schedule)), -0.7, 0.3
+    x_t = np.random.default_rng(0).standard_normal((5, 1))
+    rng, again = np.random.default_rng(1), np.random.default_rng(1)
+    steps = posterior.restrained(predict_eps, x_t, schedule, rng, r_mean, r_var)
+    for t, (t_prev, x_prev) in zip(range(6, 0, -1), steps, strict=True):
+        eps_hat, beta, alpha = predict_eps(x_t, t), schedule.beta[t], schedule.alpha[t]
+        mean = (x_t - beta / schedule.noise[t] * eps_hat) / math.sqrt(alpha)  # eq. (11), DDPM
+        precision = 1 / beta + 1 / r_var
+        mean = (mean / beta + r_mean / r_var) / precision
+        z = standard_normal(again, x_t.shape, like=x_t)
+        assert t_prev == t - 1
+        np.testing.assert_allclose(x_prev, mean + z / math.sqrt(precision), rtol=1e-12)
+        x_t = x_prev
+    assert predict_eps.calls == 2 * 6  # 6 of them are this test's
 
 
 def test_inpainting_keeps_what_is_known_and_draws_the_rest_to_go_with_it():
@@ -545,6 +696,19 @@ def test_denoised_langevin_is_annealed_langevin_level_by_level_and_one_denoising
         np.testing.assert_allclose(step.x_prev, step.mean + step.sigma * step.z, rtol=1e-12)
         np.testing.assert_allclose(step.eps_hat, -sigma * score(step.x_t, step.t), rtol=1e-12)
         np.testing.assert_allclose(step.x_0_hat, step.x_t - sigma * step.eps_hat, rtol=1e-12)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_denoised_langevin_asks_for_the_score_once_a_step_and_once_more(steps):
+    schedule, data = ncsn.ladder(4, 0.1, 2.0), exact.SwissRoll()
+    score = Counted(lambda x, t: data.score(x, 1.0, float(schedule.noise[t])))
+    x, rng = np.random.default_rng(0).standard_normal((5, 2)), np.random.default_rng(1)
+    *noisy, last = ncsn.denoised_langevin(score, x, schedule, rng, 0.002, steps)
+    assert score.calls == 4 * steps + 1
+    assert all(step.sigma > 0 and step.z.any() for step in noisy)
+    assert last.sigma == 0 and not last.z.any()
+    sigmas = [step.sigma / schedule.noise[step.t] for step in noisy]
+    np.testing.assert_allclose(sigmas, math.sqrt(0.002) / 0.1, rtol=1e-12)
 
 
 def test_the_last_denoising_takes_out_the_noise():

@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 from conftest import (
     STANDARD_ERRORS,
+    Counted,
+    assert_a_walk,
+    assert_within_standard_errors,
     preserving_schedules,
     random_mlp,
     schedules,
@@ -119,6 +122,29 @@ def test_the_stochastic_samplers_end_in_the_distribution_of_the_data(method, exp
     low, high = (-0.03, 1 / (1 - r**2) - 1) if more else (-0.03, 0.03)
     assert low - error < last.x_prev.var() / var - 1 < high + error
     assert abs(last.x_prev.mean()) < STANDARD_ERRORS * math.sqrt(var / n) + 0.01
+
+
+@pytest.mark.parametrize(
+    "sampler, evaluations",
+    [
+        (score_sde.euler_maruyama, lambda T: T),
+        (score_sde.predictor_corrector, lambda T: T + (T - 1)),
+        (partial(score_sde.predictor_corrector, corrections=3), lambda T: T + 3 * (T - 1)),
+        (lambda p, x_T, s, rng: edm.heun(p, x_T, s), lambda T: T + (T - 1)),
+        (lambda p, x_T, s, rng: dpm_solver.dpm_solver_pp_2m(p, x_T, s), lambda T: T),
+    ],
+    ids=["euler_maruyama", "predictor_corrector", "three corrections", "heun", "dpm_solver"],
+)
+@given(preserving_schedules(max_T=8), seeds)
+def test_every_sampler_walks_from_T_to_0_by_its_means_sigmas_and_noise(
+    sampler, evaluations, schedule, seed
+):
+    predict_eps, rng = Counted(MIXTURE.predictor(schedule)), np.random.default_rng(seed)
+    x_T = rng.standard_normal((4, 1))
+    steps = list(sampler(predict_eps, x_T, schedule, rng))
+    assert_a_walk(steps, x_T, schedule)
+    assert not steps[-1].z.any()  # the last step adds no noise
+    assert predict_eps.calls == evaluations(schedule.T)
 
 
 def test_a_corrector_step_stays_at_its_level_and_the_last_step_has_none():
@@ -259,6 +285,48 @@ def test_hutchinsons_estimate_averaged_over_all_signs_is_the_divergence():
     _, div = score_sde.exact_divergence(mlp, params, schedule)(x, 4)
     assert np.mean(estimates) == pytest.approx(div.item())
     assert np.std(estimates) > 1e-3
+
+
+def test_hutchinsons_estimate_has_the_divergence_for_its_mean_in_standard_errors():
+    rng, schedule, n = np.random.default_rng(0), cosine(10), 20_000
+    params = unflatten(*random_mlp(rng))
+    x = np.broadcast_to(rng.standard_normal(2), (n, 2))
+    _, estimates = score_sde.hutchinson(mlp, params, schedule, rng)(x, 4)
+    _, div = score_sde.exact_divergence(mlp, params, schedule)(x[:1], 4)
+    assert_within_standard_errors(estimates, div.item())
+
+
+class Sine:
+    """out = sin(3 x), coordinate by coordinate: its Jacobian is diagonal."""
+
+    @staticmethod
+    def forward(params, x, level):
+        return np.sin(3 * x), 3 * np.cos(3 * x)
+
+    @staticmethod
+    def backward(params, slope, grad_out):
+        return slope * grad_out, {}
+
+
+@given(seeds, st.sampled_from(["eps", "x_0", "v", "score"]))
+def test_hutchinsons_estimate_is_exact_for_a_diagonal_jacobian(seed, predict):
+    # The signs square to 1. Any other noise, normal noise among them, would add a variance.
+    rng, schedule = np.random.default_rng(seed), cosine(10)
+    x, t = rng.standard_normal((6, 3)), int(rng.integers(1, 11))
+    _, estimate = score_sde.hutchinson(Sine, {}, schedule, rng, predict)(x, t)
+    _, div = score_sde.exact_divergence(Sine, {}, schedule, predict)(x, t)
+    np.testing.assert_allclose(estimate, div, rtol=1e-12, atol=1e-12 * np.abs(div).max())
+
+
+@given(schedules(max_T=10), seeds)
+def test_without_a_predicted_noise_the_odes_density_is_the_prior_scaled_to_t_0(schedule, seed):
+    if schedule.signal[-1] == 0:
+        return
+    x_0, var = np.random.default_rng(seed).standard_normal((5, 3)), 1 / schedule.signal[-1] ** 2
+    var *= schedule.signal[-1] ** 2 + schedule.noise[-1] ** 2  # of x_0 = x_T / signal_T
+    log_p = score_sde.ode_log_prob(lambda x, t: (0 * x, 0 * x[:, 0]), x_0, schedule)
+    expected = -0.5 * (x_0**2 / var + np.log(2 * math.pi * var)).sum(axis=1)
+    np.testing.assert_allclose(log_p, expected, rtol=1e-12, atol=1e-12)
 
 
 # EDM's scaling

@@ -30,8 +30,16 @@ def save(
     settings: dict[str, Any],
     more: np.ndarray = NOTHING,
 ) -> None:
-    """Write the checkpoint, whole or not at all; see `keep` for `more`."""
+    """Write the checkpoint, whole or not at all; see `keep` for `more`.
+
+    UserError, and the file stays as it is, where training has diverged.
+    """
     arrays = {name: to_numpy(getattr(state, name)) for name in VECTORS}
+    if not all(np.isfinite(vector).all() for vector in arrays.values()):
+        raise UserError(
+            f"training diverged before step {state.step}: its numbers are no longer finite; "
+            f"{path} holds an earlier step; start again with a smaller --lr and --overwrite"
+        )
     texts = {
         "predict": state.predict,
         "rng": json.dumps(rng.bit_generator.state),
@@ -53,6 +61,7 @@ def keep(
     """The same training steps; meanwhile checkpoints are written.
 
     One is written before the first step, one whenever `seconds` have passed, one after the last.
+    UserError where training diverges; the checkpoint before that stays.
 
     Parameters
     ----------

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lab import regular
 from lab.files import write_npz
 from lab.mnist import Digits, to_model
 from lab.progress import Line, duration
@@ -176,11 +177,16 @@ def load(path: Path, key: str, steps: int) -> Tree | None:
 
     None if it does not, or if the file is missing or damaged.
     """
+    if regular.problem(path):
+        return None
     try:
         with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             if str(file["key"]) != key or int(file["steps"]) < steps:
                 return None
-            return unflatten(file["theta"], init(np.random.default_rng(0)))
+            theta = file["theta"]
+        if theta.dtype != np.float32 or not np.isfinite(theta).all():
+            return None
+        return unflatten(theta, init(np.random.default_rng(0)))
     except Exception:  # whatever zipfile, zlib and NumPy raise for a damaged file
         return None
 

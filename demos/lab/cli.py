@@ -1,27 +1,30 @@
-"""The command line of the demos: flags and their checks, a run's settings, errors in one line."""
+"""The command line of the demos: flags and their checks, errors in one line."""
 
 import argparse
 import json
 import math
 import os
 import shlex
+import signal
 import sys
-import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lab import files
+import numpy as np
+
+from lab import files, interrupt, run_folder
 from lab.errors import UserError
 from npdiff.backend import BackendError
+from npdiff.fast.workers import WorkerEnded
 
 
 class Parser(argparse.ArgumentParser):
     """argparse with its errors in one line.
 
-    The default of a setting is None; `settings` fills it in. So a flag that the user gave can be
-    told from one that was left out.
+    The default of a setting is None; settings.choose fills it in. So a flag that the user gave can
+    be told from one that was left out.
     """
 
     def __init__(self, description: str, examples: str) -> None:
@@ -91,13 +94,35 @@ def folder(text: str) -> Path:
     return Path(text)
 
 
+def new_file(text: str) -> Path:
+    """A type of flag: the name of a file that can be written."""
+    path = Path(text)
+    if path.is_dir() or not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"must be the name of a file in a folder, got {text!r}")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"cannot be written to, got {text!r}")
+    return path
+
+
+def processes(text: str) -> int:
+    """A type of flag: a number of processes; more than there are cores would not help."""
+    return min(whole(1)(text), cores())
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 # Flags that demos share
 
 
 def add_where_flags(parser: Parser, out: str, **default: Any) -> Any:
     """The flags of every demo: the seed, where to compute, where to write, how large a run.
 
-    `default` gives the defaults of seed and backend for a demo that does not use `settings`.
+    `default` gives the defaults of seed and backend for a demo that does not use settings.py.
     """
     group = parser.add_argument_group("the run")
     text = "seed of all random numbers; default 0"
@@ -111,6 +136,8 @@ def add_where_flags(parser: Parser, out: str, **default: Any) -> Any:
     group.add_argument("--out", type=folder, default=Path(out), metavar="DIR", help=text)
     text = "the smallest run that does everything once, in seconds"
     group.add_argument("--smoke", action="store_true", default=None, help=text)
+    text = "replace the run in DIR, which is otherwise kept"
+    group.add_argument("--overwrite", action="store_true", help=text)
     return group
 
 
@@ -144,6 +171,8 @@ def add_sampling_flags(
 def check_sampling(args: argparse.Namespace) -> None:
     """Fill in --sampling-steps, whose default depends on the sampler and on T, and check it."""
     steps, T = args.sampling_steps, args.T
+    if args.likelihood and T < 2:
+        raise UserError(f"--T {T}: --likelihood needs at least 2 steps")
     if args.sampler == "ddpm" and steps not in (None, T):
         raise UserError(
             f"--sampling-steps {steps}: ddpm takes all T = {T} steps; for fewer use --sampler ddim"
@@ -154,71 +183,30 @@ def check_sampling(args: argparse.Namespace) -> None:
         raise UserError(f"--sampling-steps {steps}: ddim takes at most T = {T} steps")
 
 
-# The settings of a run
-
-
-def settings(
-    args: argparse.Namespace,
-    defaults: dict[str, Any],
-    smoke: dict[str, Any],
-    free: tuple[str, ...],
-    kept: dict[str, Any] | None,
-) -> dict[str, Any]:
-    """The settings of the run, by name.
-
-    A new run has the flags that the user gave, and defaults for the rest. A run that is continued
-    has the settings of its checkpoint. With another --sampler the number of sampling steps is that
-    sampler's default.
-
-    Parameters
-    ----------
-    args : the parsed flags, None where the user gave none
-    defaults : the default of each setting
-    smoke : the defaults that --smoke replaces
-    free : settings that may differ from the checkpoint's, since they do not affect training
-    kept : the checkpoint's settings, or None for a new run
-
-    Raises
-    ------
-    UserError
-        For a flag that contradicts the checkpoint and is not free.
-    """
-    given = {k: value for k, value in vars(args).items() if k in defaults and value is not None}
-    if kept is None:
-        base = {**defaults, **(smoke if args.smoke else {})}
-    else:
-        base = {**defaults, **kept}  # a setting that did not exist yet had today's default
-        for name, value in given.items():
-            if name not in free and value != base[name]:
-                flag = "--" + name.replace("_", "-")
-                raise UserError(
-                    f"{flag} {value} contradicts the run in {args.out}, made with {flag} "
-                    f"{base[name]}; leave {flag} out, or start again without --resume"
-                )
-    if given.get("sampler", base["sampler"]) != base["sampler"]:
-        base["sampling_steps"] = None  # it was meant for the other sampler
-    return {**base, **given}
-
-
 # What a run writes and says
 
 
-def own_folder(path: Path) -> None:
-    """Make the folder. UserError where that fails, or where no file can be written to it."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(
-            f"--out {path}: cannot be written to ({reason}); use another one"
-        ) from error
+def own_folder(args: argparse.Namespace) -> None:
+    """Make args.out the folder of this run. UserError where that fails; see `run_folder.claim`."""
+    goes_on = getattr(args, "resume", False) or getattr(args, "sample_only", False)
+    overwrite = getattr(args, "overwrite", False)
+    if goes_on and overwrite:
+        raise UserError("--overwrite: starts anew; leave out --resume and --sample-only")
+    demo = Path(sys.argv[0]).stem
+    args.marker = run_folder.claim(args.out, demo, goes_on, overwrite)  # `run` closes it
 
 
 def write_metrics(path: Path, metrics: dict[str, Any]) -> None:
-    """Write all that the run printed as JSON."""
-    files.write_text(path, json.dumps(metrics, indent=2) + "\n")
+    """Write all that the run printed as JSON; what is not finite, which JSON lacks, as null."""
+    files.write_text(path, json.dumps(_finite(metrics), indent=2, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def say_trained(metrics: dict[str, Any], step: int, steps: int) -> None:
@@ -226,6 +214,15 @@ def say_trained(metrics: dict[str, Any], step: int, steps: int) -> None:
     metrics["trained_steps"] = step
     if step < steps:
         print(f"warning: this network was trained {step:,} of {steps:,} steps; --resume continues")
+
+
+def check_samples(x: np.ndarray) -> None:
+    """UserError for samples that no data of about unit variance can have."""
+    if not (np.abs(x) < 1e6).all():
+        raise UserError(
+            "the samples are not finite, or beyond 1e6: training diverged; start again with a "
+            "smaller --lr and --overwrite"
+        )
 
 
 def run(
@@ -237,26 +234,51 @@ def run(
     line then says how to continue.
     """
     program, args = Path(sys.argv[0]), None
-    warnings.simplefilter(
-        "ignore", UserWarning
-    )  # the demos say themselves what the library warns of
+    # The demos say themselves what the library warns of.
+    warnings.simplefilter("ignore", UserWarning)
+    prepare_stdout(program)
+    before = signal.signal(signal.SIGINT, interrupt.as_an_error)
     try:
-        args = parse()
-        main(args)
+        try:
+            args = parse()
+            main(args)
+        finally:
+            sys.stdout.flush()  # so that a pipe that nobody reads is seen here
     except KeyboardInterrupt:
-        print(f"\nstopped{how_to_continue(program, args)}", file=sys.stderr)
+        interrupt.say(how_to_continue(program, args))
         sys.exit(130)
     except BrokenPipeError:  # nobody reads stdout any more
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_stdout()
         sys.exit(1)
     except MemoryError:
-        fail(program, "out of memory; use a smaller --samples or --batch")
+        large = [f"--{name}" for name in ("samples", "batch") if hasattr(args, name)]
+        advice = f"; use a smaller {' or '.join(large)}" if large else ""
+        fail(program, f"out of memory{advice}")
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        advice = "free some space, or use another --out; --resume continues"
+        advice = f"free some space, or use another --out{how_to_continue(program, args)}"
         fail(program, f"{where}{error.strerror or error}; {advice}")
+    except WorkerEnded as error:
+        fail(program, f"{error}{how_to_continue(program, args)}")
     except (UserError, BackendError) as error:
         fail(program, str(error))
+    finally:
+        if args is not None and hasattr(args, "marker"):
+            args.marker.close()
+        signal.signal(signal.SIGINT, before)
+
+
+def prepare_stdout(program: Path) -> None:
+    """Let stdout take names in any script. One line, and the end, where it is closed."""
+    if sys.stdout is None:
+        fail(program, f"stdout is closed; redirect it to a file or to {os.devnull}")
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def discard_stdout() -> None:
+    """Let what is still to be written to stdout go nowhere, and fail nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def how_to_continue(program: Path, args: argparse.Namespace | None) -> str:
@@ -269,4 +291,9 @@ def how_to_continue(program: Path, args: argparse.Namespace | None) -> str:
 
 def fail(program: Path, message: str) -> NoReturn:
     print(f"{program.name}: {message}", file=sys.stderr)
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:  # stdout is what failed
+        discard_stdout()
     sys.exit(1)

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from lab import checkpoint, cli
+from lab import cli, regular, settings
 from lab.errors import UserError
 from npdiff.backend import get_array_module
+from npdiff.nn import unet
 from npdiff.train import State
 
 DEMOS = Path(__file__).parents[1]
@@ -52,11 +53,30 @@ FREE = (
 )
 
 
-def cores() -> int:
-    """How many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def classes(text: str) -> str:
+    """A type of flag: one or more of the ten digits."""
+    if not text or set(text) - set("0123456789"):
+        raise argparse.ArgumentTypeError(f"must be one or more of 0123456789, got {text!r}")
+    return text
+
+
+def width(text: str) -> int:
+    """A type of setting: the width of the U-Net, which its group norms divide."""
+    value = cli.whole(unet.GROUPS, 512)(text)
+    if value % unet.GROUPS:
+        raise argparse.ArgumentTypeError(f"must be a multiple of {unet.GROUPS}, got {text!r}")
+    return value
+
+
+GUIDANCE = cli.number(-1e-9, 100)
+# The types of the settings that have no flag in one demo or another.
+OTHERS: settings.Types = dict(
+    objective=cli.one_of(*DEMO_OF),
+    width=width,
+    label_dropout=cli.number(-1e-9, 1),
+    guidance=GUIDANCE,
+    digits=classes,
+)
 
 
 def parser(
@@ -84,10 +104,8 @@ def parser(
     text = "a run's weights.npz to sample from; default: the run in DIR, else the shipped weights"
     group.add_argument("--weights", type=Path, metavar="FILE", help=text)
     cli.add_run_flags(flags, out=f"out/{name}")
-    text = f"processes that share the work on a CPU; default {cores()}"
-    flags.add_argument(
-        "--threads", type=cli.whole(1, 1024), default=cores(), metavar="N", help=text
-    )
+    text = f"processes that share the work on a CPU; default {cli.cores()}"
+    flags.add_argument("--threads", type=cli.processes, default=cli.cores(), metavar="N", help=text)
     text = "on a GPU: products in TensorFloat-32, with three digits and faster"
     flags.add_argument("--tf32", action="store_true", help=text)
     text = "the plain code in this one process: slower, for stepping through"
@@ -99,8 +117,9 @@ def add_class_flags(flags: cli.Parser) -> None:
     """The flags of a network that is told the class."""
     group = flags.add_argument_group("classes")
     text = "(1 + W) eps_cond - W eps_uncond; default 0.35"
-    group.add_argument("--guidance", type=cli.number(-1e-9, 100), metavar="W", help=text)
-    group.add_argument("--digits", metavar="0123", help="the classes to draw; default all ten")
+    group.add_argument("--guidance", type=GUIDANCE, metavar="W", help=text)
+    text = "the classes to draw; default all ten"
+    group.add_argument("--digits", type=classes, metavar="0123", help=text)
 
 
 def parse(
@@ -120,18 +139,26 @@ def parse(
             "--weights: needs --sample-only; training starts anew, or continues with --resume"
         )
     kept = kept_settings(args, shipped)
-    objective = defaults["objective"]
-    if kept and kept.get("objective", objective) != objective:
-        path, demo = args.weights or args.checkpoint, DEMO_OF[kept["objective"]]
-        raise UserError(f"{path}: made by demos/{demo}, which can sample from it")
-    args.settings = cli.settings(args, defaults, SMOKE, FREE, kept)
+    if kept is not None:
+        others = {**OTHERS, "predict": cli.one_of(defaults["predict"])}
+        types = settings.types_of(flags, others)
+        kept = checked(args.weights or args.checkpoint, kept, defaults, types)
+    args.settings = settings.choose(args, defaults, SMOKE, FREE, kept)
     for name, value in args.settings.items():
         setattr(args, name, value)
-    if not args.digits or set(args.digits) - set("0123456789"):
-        raise UserError(f"--digits {args.digits}: give one or more of 0123456789")
     if args.sampler != "langevin":
         cli.check_sampling(args)
     return args
+
+
+def checked(
+    path: Path, kept: dict[str, Any], defaults: dict[str, Any], types: settings.Types
+) -> dict[str, Any]:
+    """The settings that the file holds, checked. UserError for a file of another demo."""
+    objective = kept.get("objective", defaults["objective"])
+    if objective != defaults["objective"] and not settings.problem(objective, OTHERS["objective"]):
+        raise UserError(f"{path}: made by demos/{DEMO_OF[objective]}, which can sample from it")
+    return settings.checked(path, kept, defaults, types)
 
 
 def kept_settings(args: argparse.Namespace, shipped: Path | None) -> dict[str, Any] | None:
@@ -140,12 +167,12 @@ def kept_settings(args: argparse.Namespace, shipped: Path | None) -> dict[str, A
     Sets args.weights to the file to sample from, or to None for the checkpoint in DIR.
     """
     if args.resume or (args.sample_only and not args.weights and args.checkpoint.exists()):
-        return checkpoint.read_settings(args.checkpoint)
+        return settings.of_checkpoint(args.checkpoint)
     if not args.sample_only:
         return None
     args.weights = args.weights or shipped
     if args.weights is None:
-        return checkpoint.read_settings(args.checkpoint)  # says that there is none
+        return settings.of_checkpoint(args.checkpoint)  # says that there is none
     return read_weights(args.weights)[1]
 
 
@@ -158,12 +185,23 @@ def fill_preset(args: argparse.Namespace, xp: Any) -> None:
 
 
 def read_weights(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
-    """theta, and the settings of the run that made it. UserError for a missing or damaged file."""
+    """theta, and the settings of the run that made it; of a checkpoint, the averaged parameters.
+
+    UserError for a missing or damaged file.
+    """
+    if problem := regular.problem(path):
+        raise UserError(f"{path}: {problem}; --weights takes a run's weights.npz")
     try:
         with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
-            return file["theta"].astype(np.float32), json.loads(str(file["settings"]))
+            theta = file["ema" if "ema" in file else "theta"].astype(
+                np.float32, casting="same_kind"
+            )
+            kept = json.loads(str(file["settings"]))
+        if theta.ndim != 1 or not np.isfinite(theta).all() or not isinstance(kept, dict):
+            raise ValueError
     except Exception as error:  # whatever zipfile, zlib, NumPy and json make of a damaged file
-        raise UserError(f"{path}: missing, or not the weights of a demo of digits") from error
+        raise UserError(f"{path}: damaged, or not the weights of a demo of digits") from error
+    return theta, kept
 
 
 def load_weights(path: Path, state: State) -> None:

@@ -19,7 +19,6 @@ from lab import (
     mnist,
     progress,
 )
-from lab.errors import UserError
 from npdiff import __version__, likelihood
 from npdiff.backend import Array, to_numpy
 from npdiff.forward import q_sample
@@ -49,14 +48,14 @@ class Report:
         self.label: np.ndarray | None = None  # and the labels that they were drawn for, if any
         self.metrics: dict[str, Any] = {"npdiff": __version__, "settings": args.settings}
         self.metrics["backend"] = xp.__name__
-        cli.own_folder(args.out)
+        cli.own_folder(args)
         print(digits.note)
         scaled = Schedule(schedule.signal / schedule.std, schedule.noise / schedule.std)
         state = judge.terminal_state(self.draw_training_digits, scaled, rng)
         self.metrics |= state
         settings = f"predict {args.predict}, T {args.T}, width {args.width}, batch {args.batch}"
         print(f"{settings}; {xp.__name__}, seed {args.seed}; writes to {args.out}")
-        judge.say_terminal_state(state)
+        judge.say_terminal_state(state, "more steps (--T 1000)")
         if args.steps is not None and not args.sample_only:
             print(f"{args.steps} steps")
 
@@ -84,8 +83,7 @@ class Report:
 
         label=None for a network that is not told the class.
         """
-        if not np.isfinite(to_numpy(samples)).all():
-            raise UserError("the samples are not finite: training diverged; try a smaller --lr")
+        cli.check_samples(to_numpy(samples))
         self.x, self.label = mnist.to_pixels(samples), label
         labels = {} if label is None else {"label": label}
         files.write_npz(self.args.out / "samples.npz", x=self.x, **labels)

@@ -29,8 +29,8 @@ def terminal_state(draw: Draw, schedule: Schedule, rng: np.random.Generator) -> 
     return {"signal_T": float(schedule.signal[-1]), "prior_kl_nats_per_dimension": kl}
 
 
-def say_terminal_state(state: dict[str, float]) -> None:
-    """Print the terminal state, and a warning where it is far from pure noise."""
+def say_terminal_state(state: dict[str, float], remedy: str) -> None:
+    """Print the terminal state, and a warning with a remedy where it is far from pure noise."""
     signal, kl = state["signal_T"], state["prior_kl_nats_per_dimension"]
     print(
         f"the forward process ends at signal[T] = {signal:.2g}, "
@@ -38,8 +38,8 @@ def say_terminal_state(state: dict[str, float]) -> None:
     )
     if kl > 0.01:
         print(
-            "warning: x_T still holds much of x_0, but sampling starts from pure noise; "
-            "use more steps (--T 1000) or --schedule cosine"
+            "warning: x_T still holds much of x_0, but sampling starts from pure noise; use "
+            f"{remedy}"
         )
 
 

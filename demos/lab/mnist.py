@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lab import regular
 from lab.errors import UserError
 from lab.files import write_bytes
 from lab.progress import Line
@@ -149,6 +150,8 @@ def read(path: Path) -> bytes:
     UserError, which names the file, where they are not the published ones.
     """
     name, compressed = path.name.removesuffix(".gz"), path.suffix == ".gz"
+    if problem := regular.problem(path):
+        raise UserError(f"{path}: cannot be read ({problem}); move it away")
     try:
         return checked(name, path.read_bytes(), compressed)
     except ValueError as error:

@@ -8,16 +8,17 @@ None, and no exact figures are given.
 import hashlib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from lab import points_file
+from lab import points_file, points_shape
 from lab.errors import UserError
 from npdiff.exact import Mixture, SwissRoll, gauss_legendre
 
 Draw = Callable[[int, np.random.Generator], np.ndarray]
+IQR_OF_NORMAL = 1.348980  # the interquartile range of N(0, 1)
 
 
 @dataclass
@@ -31,6 +32,7 @@ class Points:
     aside     how many different points `fresh` has, or None where it has no end
     centre, scale    user coordinates = centre + scale * training coordinates
     digest    a hash of the points of a file, by which a later run knows them again
+    notes     lines for the user about the points of a file
     """
 
     name: str
@@ -42,6 +44,7 @@ class Points:
     centre: np.ndarray | float = 0.0
     scale: np.ndarray | float = 1.0
     digest: str = ""
+    notes: list[str] = field(default_factory=list)
 
     def to_user(self, x: np.ndarray) -> np.ndarray:
         """x = centre + scale x, in the user's coordinates.
@@ -53,11 +56,11 @@ class Points:
         return x.astype(np.float64 if np.any(coarse) else np.float32)
 
 
-def load(name: str, digest: str = "") -> Points:
+def load(name: str, digest: str = "", scale: str = "std") -> Points:
     """The set of this name, one of NAMES, or the points of a .npy or .csv file.
 
-    UserError for anything else, and for a file whose points do not have the `digest` of an earlier
-    run.
+    For `scale` see `from_file`. UserError for anything else, and for a file whose points do not
+    have the `digest` of an earlier run.
     """
     if name in NAMES:
         return NAMES[name]()
@@ -66,7 +69,7 @@ def load(name: str, digest: str = "") -> Points:
             f"--data {name}: no set has this name; use one of {', '.join(NAMES)}, or a .npy or "
             ".csv file of 2-D points"
         )
-    points = from_file(Path(name))
+    points = from_file(Path(name), scale)
     if digest and points.digest != digest:
         raise UserError(
             f"{name}: its points have changed since the checkpoint was made; start again without "
@@ -166,10 +169,12 @@ def thick_curve(weights: np.ndarray, curve: np.ndarray, noise: float) -> Mixture
 # A user's points
 
 
-def from_file(path: Path) -> Points:
-    """The points of a file, each axis scaled to mean 0 and variance 1.
+def from_file(path: Path, scale: str = "std") -> Points:
+    """The points of a file, moved and scaled along each axis.
 
-    Every fifth point, in a fixed random order, is kept aside to judge by.
+    To mean 0 and variance 1 with scale="std"; with scale="robust" to the median 0 and the
+    interquartile range of N(0, 1), which outliers do not change. Every fifth point, in a fixed
+    random order, is kept aside to judge by.
     """
     x = points_file.read(path)
     digest = hashlib.sha256(x.tobytes()).hexdigest()
@@ -178,13 +183,22 @@ def from_file(path: Path) -> Points:
             f"{path}: {len(x)} points; at least 10 are needed, of which a fifth is kept aside to "
             "judge by"
         )
-    centre, scale = x.mean(axis=0), x.std(axis=0)
-    if not (scale > 1e-9 * np.abs(x).max(axis=0)).all():
+    centre, width = x.mean(axis=0), x.std(axis=0)
+    if not (width > 1e-9 * np.abs(x).max(axis=0)).all():
         raise UserError(
             f"{path}: the points spread too little about ({centre[0]:g}, {centre[1]:g}) to tell "
             "them apart; they must differ in x and in y"
         )
-    x = ((x - centre) / scale).astype(np.float32)
+    notes = points_shape.notes(points_shape.of(x), scale)
+    if scale == "robust":
+        low, centre, high = np.percentile(x, [25, 50, 75], axis=0)
+        width = (high - low) / IQR_OF_NORMAL
+        if not (width > 1e-9 * np.abs(x).max(axis=0)).all():
+            raise UserError(
+                f"{path}: the interquartile range is ({high[0] - low[0]:g}, {high[1] - low[1]:g}), "
+                "too small to scale by; use --scale std"
+            )
+    x = ((x - centre) / width).astype(np.float32)
     x = x[np.random.default_rng(0).permutation(len(x))]
     fifth = len(x) // 5
     aside, trained = x[:fifth], x[fifth:]
@@ -199,5 +213,13 @@ def from_file(path: Path) -> Points:
         return [x[i * fifth : i * fifth + min(n, fifth)] for i in range(5)]
 
     return Points(
-        str(path), sample, fresh, sets, aside=fifth, centre=centre, scale=scale, digest=digest
+        str(path),
+        sample,
+        fresh,
+        sets,
+        aside=fifth,
+        centre=centre,
+        scale=width,
+        digest=digest,
+        notes=notes,
     )

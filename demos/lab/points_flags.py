@@ -1,16 +1,18 @@
 """The flags of demos/swiss_roll.py, and the settings of a run."""
 
 import argparse
-from pathlib import Path
+import os
 from typing import Any
 
-from lab import checkpoint, cli
+from lab import cli, settings
 from lab.errors import UserError
 from lab.points import NAMES
 from npdiff.output import PREDICT
+from npdiff.schedule import cosine, linear
 
 DEFAULTS: dict[str, Any] = dict(
     data="swiss_roll",
+    scale="std",
     schedule="linear",
     T=1000,
     predict="eps",
@@ -30,6 +32,8 @@ DEFAULTS: dict[str, Any] = dict(
 SMOKE: dict[str, Any] = dict(T=20, steps=20, batch=32, samples=64, points=64)
 # These may differ from a checkpoint's, since they do not affect training.
 FREE = ("sampler", "sampling_steps", "samples", "gif", "backend")
+# The types of the settings that have no flag.
+OTHERS: settings.Types = dict(points=cli.whole(1, 10**6), digest=str)
 
 EXAMPLES = """\
   python demos/swiss_roll.py                                     DDPM on the roll
@@ -47,6 +51,8 @@ def parser(description: str | None) -> cli.Parser:
     group = flags.add_argument_group("data and process")
     text = f"{', '.join(NAMES)}, or a .npy or .csv file of 2-D points; default swiss_roll"
     group.add_argument("--data", metavar="SET|FILE", help=text)
+    text = "how a file's axes are scaled: std, or robust: by the interquartile range; default std"
+    group.add_argument("--scale", type=cli.one_of("std", "robust"), help=text)
     text = "linear or cosine; default linear"
     group.add_argument("--schedule", type=cli.one_of("linear", "cosine"), help=text)
     text = "steps of the forward process; default 1000"
@@ -77,19 +83,26 @@ def parse(description: str | None, argv: list[str] | None = None) -> argparse.Na
 
     UserError, or exit status 2, for anything wrong.
     """
-    args = parser(description).parse_args(argv)
+    flags = parser(description)
+    args = flags.parse_args(argv)
     args.checkpoint = args.out / "checkpoint.npz"
     if args.data is not None and args.data.lower().endswith((".npy", ".csv")):
-        args.data = str(Path(args.data).resolve())  # so that a run resumes from any folder
-    continued = args.resume or args.sample_only
-    kept = checkpoint.read_settings(args.checkpoint) if continued else None
-    args.settings = cli.settings(args, DEFAULTS, SMOKE, FREE, kept)
+        args.data = os.path.abspath(args.data)  # so that a run resumes from any folder
+    kept = None
+    if args.resume or args.sample_only:
+        kept = settings.of_checkpoint(args.checkpoint)
+        types = settings.types_of(flags, OTHERS)
+        kept = settings.checked(args.checkpoint, kept, DEFAULTS, types)
+    args.settings = settings.choose(args, DEFAULTS, SMOKE, FREE, kept)
     for name, value in args.settings.items():
         setattr(args, name, value)
+    if args.scale == "robust" and args.data in NAMES:
+        raise UserError(f"--scale robust: is for files; {args.data} has unit variance")
     if args.schedule == "linear" and args.T > 3000:
         raise UserError(
             f"--T {args.T}: the linear schedule is meant for T = 1000, and with more than 3000 "
             "steps nothing of x_0 is left long before the last; use --schedule cosine"
         )
     cli.check_sampling(args)
+    settings.check_jumps(args, (linear if args.schedule == "linear" else cosine)(args.T))
     return args

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from lab import cli, draw, files, judge, likelihood_report, progress
-from lab.errors import UserError
 from lab.points import Points
 from npdiff import __version__
 from npdiff.backend import Array, to_numpy
@@ -34,7 +33,7 @@ class Report:
     ) -> None:
         self.args, self.data, self.schedule, self.rng, self.xp = args, data, schedule, rng, xp
         self.started = time.monotonic()
-        cli.own_folder(args.out)
+        cli.own_folder(args)
         args.settings["digest"] = data.digest
         self.reverse_process: dict[int, np.ndarray] = {}  # x_t at about sixty t
         self.curve: list[dict[str, float]] = []  # the losses at some thirty t
@@ -42,9 +41,11 @@ class Report:
         self.metrics["backend"] = xp.__name__
         settings = f"predict {args.predict}, schedule {args.schedule}, T {args.T}"
         print(f"{data.name}: {settings}; {xp.__name__}, seed {args.seed}; writes to {args.out}")
+        for note in data.notes:
+            print(note)
         state = judge.terminal_state(data.fresh, schedule, rng)
         self.metrics |= state
-        judge.say_terminal_state(state)
+        judge.say_terminal_state(state, "more steps (--T 1000) or --schedule cosine")
         if data.aside is not None and data.aside < 20:
             print(
                 f"warning: {5 * data.aside} points are few: the network will memorise them, "
@@ -64,8 +65,7 @@ class Report:
     def keep_samples(self, samples: Array) -> None:
         """Write samples.npz, in the coordinates of the user's data."""
         x = to_numpy(samples)
-        if not np.isfinite(x).all():
-            raise UserError("the samples are not finite: training diverged; try a smaller --lr")
+        cli.check_samples(x)
         files.write_npz(self.args.out / "samples.npz", x=self.data.to_user(x))
 
     def judge_losses(self, predict_eps: Predictor) -> None:

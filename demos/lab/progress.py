@@ -1,10 +1,12 @@
 """A progress line for long work: how far it is, what it has reached, and the time that is left."""
 
+import math
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from typing import TextIO
 
+from lab.errors import UserError
 from npdiff.backend import Array
 from npdiff.sampler import Step
 from npdiff.train import TrainStep
@@ -48,7 +50,8 @@ def training(
     """The same training steps, with a progress line.
 
     The line shows the step, the mean loss since the line before, the speed and the time left. The
-    loss is read, which waits for the device, only when a line is shown.
+    loss is read, which waits for the device, only when a line is shown. UserError where it is not
+    finite: training has diverged.
 
     Parameters
     ----------
@@ -61,6 +64,11 @@ def training(
         count += 1
         if line.due() or step.step == last:
             speed = (step.step - first) / line.seconds()
+            if not math.isfinite(float(total)):
+                raise UserError(
+                    f"training diverged before step {step.step}: the loss is not finite; start "
+                    "again with a smaller --lr and --overwrite"
+                )
             text = _training_line(step.step, last, total, count, floor, speed, batch, unit)
             line.show(text, last=step.step == last)
             total, count = None, 0

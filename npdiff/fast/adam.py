@@ -1,4 +1,4 @@
-"""Adam in place: `optim.adam` to rounding, in one pass over memory that is taken once."""
+"""Adam on NumPy, in place and with one temporary array: `optim.adam` to rounding."""
 
 import numpy as np
 

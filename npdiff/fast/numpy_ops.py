@@ -21,8 +21,6 @@ from npdiff.nn.conv import lookup_forward as lookup_forward
 from npdiff.nn.conv import upsample_backward as upsample_backward
 from npdiff.nn.ops import Cache, Grads
 from npdiff.nn.ops import level_waves as level_waves
-from npdiff.nn.ops import linear_backward as linear_backward
-from npdiff.nn.ops import linear_forward as linear_forward
 
 FEW = 16  # channels: Winograd's algorithm does not pay for fewer
 
@@ -83,6 +81,20 @@ def scale_shift_backward(grad_y: Array, cache: Cache) -> tuple[Array, Grads]:
     x, scale = cache
     grad_x = grad_y * (1 + scale)[:, None, None]
     return grad_x, {"scale": pixel_product(x, grad_y), "shift": pixel_sum(grad_y)}
+
+
+def linear_forward(x: Array, w: Array, b: Array) -> tuple[Array, Cache]:
+    """As ops.linear_forward, with b added in place."""
+    y = x @ w
+    y += b
+    return y, (x, w)
+
+
+def linear_backward(grad_y: Array, cache: Cache) -> tuple[Array, Grads]:
+    """As ops.linear_backward, with the sum over the batch as a product with ones."""
+    x, w = cache
+    grad_b = np.ones(len(grad_y), grad_y.dtype) @ grad_y
+    return grad_y @ w.T, {"w": x.T @ grad_y, "b": grad_b}
 
 
 def silu_forward(x: Array) -> tuple[Array, Cache]:

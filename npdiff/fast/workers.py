@@ -17,8 +17,12 @@ import importlib
 import multiprocessing
 import os
 import signal
+import sys
+import threading
 from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import numpy as np
@@ -28,19 +32,23 @@ from npdiff.fast import numpy_ops
 from npdiff.nn.ops import Cache
 from npdiff.nn.params import Tree, flatten, leaves, names, unflatten
 
-ENDED = (
-    "a worker process has ended: out of memory, or the script that uses the engine lacks "
-    '`if __name__ == "__main__":`'
-)
 ONE_THREAD = dict.fromkeys(("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"), "1")
+
+
+class WorkerEnded(RuntimeError):
+    """A worker process has ended before its time."""
 
 
 class Workers:
     """`net` on `count` processes, which take the pieces of `rows` rows in turn.
 
     The processes start with the first call, and end with this object or with this process. A script
-    that makes one needs `if __name__ == "__main__":`, since every worker imports it.
+    that makes one needs `if __name__ == "__main__":`, since every worker imports it. No more
+    processes start than there are pieces. Where one has not answered after `patience` seconds, a
+    line on stderr says so.
     """
+
+    patience = 10.0
 
     def __init__(self, net: Any, count: int, rows: int) -> None:
         if not hasattr(net, "__name__"):
@@ -49,6 +57,9 @@ class Workers:
         self.layout: tuple = ()  # of theta: names and shapes, in their order
         self.theta, self.grads = np.empty(0), np.empty((0, 0))
         self.pipes: list[Connection] = []
+        self.processes: list[BaseProcess] = []
+        self.memory: list = []  # shared: theta, and the gradients of the pieces
+        self.like: Tree = {}
         self.call = 0  # the number of the forward pass whose caches the workers hold
 
     def forward(
@@ -94,19 +105,26 @@ class Workers:
         theta = vector_behind(params)
         if layout != self.layout or theta.dtype != self.theta.dtype or len(self.grads) < pieces:
             self.stop()
-            self.start(theta, params, max(1, pieces))
+            self.allot(theta, params, max(1, pieces))
             self.layout = layout
         self.theta[...] = theta
 
     def ask(self, method: str, pieces: list[tuple[Array, ...]]) -> list[Array]:
         """What the workers answer to method(piece), piece by piece."""
+        answers: dict[int, Array] = {}
+        answered: list[BaseProcess] = []
         try:
-            for first, pipe in enumerate(self.pipes):
-                pipe.send((method, list(enumerate(pieces))[first :: self.count]))
-            answers = dict(answer for pipe in self.pipes for answer in pipe.recv())
+            with self.late_ones_named(answered):
+                self.start(min(self.count, len(pieces)))
+                for first, pipe in enumerate(self.pipes):
+                    pipe.send((method, list(enumerate(pieces))[first :: self.count]))
+                for pipe, process in zip(self.pipes, self.processes, strict=True):
+                    answers.update(pipe.recv())
+                    answered.append(process)
         except (EOFError, ConnectionError) as error:
+            message = how_they_ended(self.processes)
             self.stop()
-            raise RuntimeError(ENDED) from error
+            raise WorkerEnded(message) from error
         except BaseException:  # Ctrl-C too
             self.stop()  # or the next call would take late answers for its own
             raise
@@ -115,23 +133,57 @@ class Workers:
                 raise answer
         return [answers[i] for i in range(len(pieces))]
 
-    def start(self, theta: np.ndarray, like: Tree, pieces: int) -> None:
+    def allot(self, theta: np.ndarray, like: Tree, pieces: int) -> None:
+        """Make the memory that all workers share."""
         context = multiprocessing.get_context("spawn")
-        memory = [context.RawArray("b", theta.nbytes * n) for n in (1, pieces)]
-        self.theta, self.grads = views(memory, theta)
-        with environment(ONE_THREAD):  # which BLAS reads once, when a worker imports NumPy
-            for _ in range(self.count):
+        self.memory = [context.RawArray("b", theta.nbytes * n) for n in (1, pieces)]
+        self.theta, self.grads = views(self.memory, theta)
+        self.like = like
+
+    def start(self, count: int) -> None:
+        """Start workers until there are `count`."""
+        context, there = multiprocessing.get_context("spawn"), len(self.pipes)
+        # BLAS reads the environment once, when a worker imports NumPy.
+        with environment(ONE_THREAD), without_interrupts():
+            while len(self.pipes) < count:
                 ours, theirs = context.Pipe()
-                arguments = theirs, memory, self.name, like
-                context.Process(target=work, args=arguments, daemon=True).start()
+                arguments = theirs, self.memory, self.name
+                process = context.Process(target=work, args=arguments, daemon=True)
+                process.start()
                 theirs.close()
                 self.pipes.append(ours)
+                self.processes.append(process)
+        # Not among the arguments: start() would wait for ever for a worker that ends before it has
+        # read more of them than a pipe holds.
+        for pipe in self.pipes[there:]:
+            pipe.send(self.like)
+
+    @contextlib.contextmanager
+    def late_ones_named(self, answered: list[BaseProcess]) -> Iterator[None]:
+        """Where a block takes longer than the patience, say which workers have not answered."""
+
+        def say() -> None:
+            late = ", ".join(str(p.pid) for p in self.processes if p not in answered)
+            seconds = f"{self.patience:g} s"
+            print(f"waiting for worker process {late}: no answer for {seconds}", file=sys.stderr)
+
+        timer = threading.Timer(self.patience, say)
+        timer.daemon = True
+        try:
+            timer.start()
+            yield
+        finally:
+            timer.cancel()
 
     def stop(self) -> None:
         """End the workers, and with them all caches; the next call starts others."""
         for pipe in self.pipes:
             pipe.close()
-        self.pipes, self.layout = [], ()
+        for process in self.processes:
+            process.kill()  # one that is stopped would not see that its pipe is closed
+        self.pipes.clear()
+        self.processes.clear()
+        self.layout = ()
         self.call += 1
 
 
@@ -168,18 +220,46 @@ class Pieces:
         return grad_x
 
 
-def work(pipe: Connection, memory: list[Any], name: str, like: Tree) -> None:
+def work(pipe: Connection, memory: list[Any], name: str) -> None:
     """A worker: it answers until the process that started it ends.
 
     Ctrl-C reaches every process; a worker leaves it to that one.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     keep_freed_memory()
-    theta, grads = views(memory, flatten(like))
-    pieces = Pieces(importlib.import_module(name), unflatten(theta, like), grads)
+    net = importlib.import_module(name)
     with contextlib.suppress(EOFError, ConnectionError):
+        like = pipe.recv()
+        theta, grads = views(memory, flatten(like))
+        pieces = Pieces(net, unflatten(theta, like), grads)
         while True:
             pipe.send(pieces.answers(*pipe.recv()))
+
+
+def how_they_ended(processes: list[BaseProcess]) -> str:
+    """What has ended the first of these processes that has ended."""
+    for process in processes:
+        process.join(0.2)
+    codes = [process.exitcode for process in processes if process.exitcode is not None]
+    if codes and codes[0] < 0:
+        reason = f"signal {-codes[0]} killed it, perhaps for lack of memory"
+    else:
+        reason = 'a script that uses the engine needs `if __name__ == "__main__":`'
+    return f"a worker process has ended: {reason}"
+
+
+@contextlib.contextmanager
+def without_interrupts() -> Iterator[None]:
+    """Ctrl-C waits for the end of a block; processes that the block starts never see it."""
+    if os.name != "posix":
+        yield
+        return
+    resource_tracker.ensure_running()  # its start would let Ctrl-C in again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def views(memory: list[Any], theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
