@@ -42,12 +42,22 @@ def conv2d_backward(grad_y: Array, cache: Cache) -> tuple[Array, Grads]:
     padded, (batch, height, width, channels), w, stride = cache
     xp, p = get_array_module(grad_y), len(w) // 2
     grad_padded, grad_w = xp.zeros_like(padded), xp.zeros_like(w)
+    grad_rows = grad_y.reshape(-1, w.shape[3])  # (B H' W', O), a row for each pixel
     for k, l in np.ndindex(w.shape[:2]):
         shift = np.s_[:, k : k + height : stride, l : l + width : stride]
-        grad_w[k, l] = xp.tensordot(padded[shift], grad_y, axes=([0, 1, 2], [0, 1, 2]))  # (I, O)
-        grad_padded[shift] += grad_y @ w[k, l].T
+        shifted = padded[shift]  # (B, H', W', I)
+        grad_w[k, l] = shifted.reshape(-1, channels).T @ grad_rows  # (I, O)
+        grad_padded[shift] += (grad_rows @ w[k, l].T).reshape(shifted.shape)
     grad_x = grad_padded[:, p : p + height, p : p + width]  # (B, H, W, I)
     return grad_x, {"w": grad_w, "b": grad_y.sum(axis=(0, 1, 2))}
+
+
+def group_mean(x: Array) -> Array:
+    """The mean over each group of an image.
+
+    x (B, H W, groups, C / groups) -> (B, 1, groups, 1).
+    """
+    return x.mean(axis=1, keepdims=True).mean(axis=3, keepdims=True)
 
 
 def group_norm_forward(
@@ -59,12 +69,11 @@ def group_norm_forward(
 
     x (B, H, W, C), gain (C,), bias (C,) -> y (B, H, W, C).
     """
-    grouped = (len(x), -1, groups, x.shape[3] // groups)
-    d = x.reshape(grouped)  # (B, H W, groups, C / groups)
-    d = d - d.mean(axis=(1, 3), keepdims=True)
+    d = x.reshape(len(x), -1, groups, x.shape[3] // groups)
+    d = d - group_mean(d)
     # Again: what rounding left of the mean. So a constant has variance 0, however large it is.
-    d = d - d.mean(axis=(1, 3), keepdims=True)
-    rstd = 1 / ((d * d).mean(axis=(1, 3), keepdims=True) + tiny) ** 0.5  # (B, 1, groups, 1)
+    d = d - group_mean(d)
+    rstd = 1 / (group_mean(d * d) + tiny) ** 0.5  # (B, 1, groups, 1)
     n = (d * rstd).reshape(x.shape)  # (B, H, W, C)
     return gain * n + bias, (n, rstd, gain)
 
@@ -81,10 +90,9 @@ def group_norm_backward(grad_y: Array, cache: Cache) -> tuple[Array, Grads]:
     n, rstd, gain = cache
     grouped = (len(n), -1, rstd.shape[2], n.shape[3] // rstd.shape[2])
     g, n_grouped = (gain * grad_y).reshape(grouped), n.reshape(grouped)
-    mean_g = g.mean(axis=(1, 3), keepdims=True)  # (B, 1, groups, 1)
-    mean_gn = (g * n_grouped).mean(axis=(1, 3), keepdims=True)
-    grad_x = ((g - mean_g - n_grouped * mean_gn) * rstd).reshape(n.shape)  # (B, H, W, C)
-    return grad_x, {"gain": (n * grad_y).sum(axis=(0, 1, 2)), "bias": grad_y.sum(axis=(0, 1, 2))}
+    grad_x = (g - group_mean(g) - n_grouped * group_mean(g * n_grouped)) * rstd
+    grads = {"gain": (n * grad_y).sum(axis=(0, 1, 2)), "bias": grad_y.sum(axis=(0, 1, 2))}
+    return grad_x.reshape(n.shape), grads
 
 
 def scale_shift_forward(x: Array, scale: Array, shift: Array) -> tuple[Array, Cache]:
