@@ -14,11 +14,14 @@ rounding.
 
 import contextlib
 import importlib
+import math
 import multiprocessing
 import os
 import signal
 import sys
 import threading
+import time
+import weakref
 from collections.abc import Callable, Iterator
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
@@ -58,6 +61,9 @@ class Workers:
         self.theta, self.grads = np.empty(0), np.empty((0, 0))
         self.pipes: list[Connection] = []
         self.processes: list[BaseProcess] = []
+        self.answered: list[BaseProcess] = []  # of these, in the call that is under way
+        self.asked_at = math.inf  # when that call began
+        self.watcher: threading.Thread | None = None
         self.memory: list = []  # shared: theta, and the gradients of the pieces
         self.like: Tree = {}
         self.call = 0  # the number of the forward pass whose caches the workers hold
@@ -112,15 +118,15 @@ class Workers:
     def ask(self, method: str, pieces: list[tuple[Array, ...]]) -> list[Array]:
         """What the workers answer to method(piece), piece by piece."""
         answers: dict[int, Array] = {}
-        answered: list[BaseProcess] = []
+        self.answered, self.asked_at = [], time.monotonic()
         try:
-            with self.late_ones_named(answered):
+            if len(self.pipes) < min(self.count, len(pieces)):
                 self.start(min(self.count, len(pieces)))
-                for first, pipe in enumerate(self.pipes):
-                    pipe.send((method, list(enumerate(pieces))[first :: self.count]))
-                for pipe, process in zip(self.pipes, self.processes, strict=True):
-                    answers.update(pipe.recv())
-                    answered.append(process)
+            for first, pipe in enumerate(self.pipes):
+                pipe.send((method, list(enumerate(pieces))[first :: self.count]))
+            for pipe, process in zip(self.pipes, self.processes, strict=True):
+                answers.update(pipe.recv())
+                self.answered.append(process)
         except (EOFError, ConnectionError) as error:
             message = how_they_ended(self.processes)
             self.stop()
@@ -128,6 +134,8 @@ class Workers:
         except BaseException:  # Ctrl-C too
             self.stop()  # or the next call would take late answers for its own
             raise
+        finally:
+            self.asked_at = math.inf
         for answer in answers.values():
             if isinstance(answer, Exception):
                 raise answer
@@ -141,11 +149,16 @@ class Workers:
         self.like = like
 
     def start(self, count: int) -> None:
-        """Start workers until there are `count`."""
+        """Start workers until there are `count`, and with the first of them the watcher."""
         context, there = multiprocessing.get_context("spawn"), len(self.pipes)
+        if there >= count:
+            return
         # BLAS reads the environment once, when a worker imports NumPy.
         with environment(ONE_THREAD), without_interrupts():
-            while len(self.pipes) < count:
+            if self.watcher is None:
+                self.watcher = threading.Thread(target=watch, args=[weakref.ref(self)], daemon=True)
+                self.watcher.start()
+            for _ in range(count - there):
                 ours, theirs = context.Pipe()
                 arguments = theirs, self.memory, self.name
                 process = context.Process(target=work, args=arguments, daemon=True)
@@ -157,23 +170,6 @@ class Workers:
         # read more of them than a pipe holds.
         for pipe in self.pipes[there:]:
             pipe.send(self.like)
-
-    @contextlib.contextmanager
-    def late_ones_named(self, answered: list[BaseProcess]) -> Iterator[None]:
-        """Where a block takes longer than the patience, say which workers have not answered."""
-
-        def say() -> None:
-            late = ", ".join(str(p.pid) for p in self.processes if p not in answered)
-            seconds = f"{self.patience:g} s"
-            print(f"waiting for worker process {late}: no answer for {seconds}", file=sys.stderr)
-
-        timer = threading.Timer(self.patience, say)
-        timer.daemon = True
-        try:
-            timer.start()
-            yield
-        finally:
-            timer.cancel()
 
     def stop(self) -> None:
         """End the workers, and with them all caches; the next call starts others."""
@@ -236,6 +232,23 @@ def work(pipe: Connection, memory: list[Any], name: str) -> None:
             pipe.send(pieces.answers(*pipe.recv()))
 
 
+def watch(reference: weakref.ref) -> None:
+    """Say on stderr, once a call, which workers have not answered within the patience.
+
+    This thread looks at the clock 20 times a second. Starting a timer with each call instead would
+    add a tenth to a step of a small network.
+    """
+    named = math.inf
+    while (workers := reference()) is not None:
+        if time.monotonic() > workers.asked_at + workers.patience and named != workers.asked_at:
+            named = workers.asked_at
+            late = ", ".join(str(p.pid) for p in workers.processes if p not in workers.answered)
+            seconds = f"{workers.patience:g} s"
+            print(f"waiting for worker process {late}: no answer for {seconds}", file=sys.stderr)
+        del workers  # so that this thread does not keep them alive
+        time.sleep(0.05)
+
+
 def how_they_ended(processes: list[BaseProcess]) -> str:
     """What has ended the first of these processes that has ended."""
     for process in processes:
@@ -250,7 +263,7 @@ def how_they_ended(processes: list[BaseProcess]) -> str:
 
 @contextlib.contextmanager
 def without_interrupts() -> Iterator[None]:
-    """Ctrl-C waits for the end of a block; processes that the block starts never see it."""
+    """Ctrl-C waits for the end of a block; what the block starts never sees it."""
     if os.name != "posix":
         yield
         return
