@@ -153,7 +153,9 @@ def test_training_warns_of_a_schedule_that_ends_with_signal_and_of_no_other():
 
 
 def test_training_warns_of_data_far_from_unit_variance():
-    scaled = lambda scale: lambda n, rng: np.float32(scale) * rng.standard_normal((n, 2), dtype="f")  # noqa: E731
+    def scaled(scale):
+        return lambda n, rng: np.float32(scale) * rng.standard_normal((n, 2), dtype=np.float32)
+
     for scale in (6.8, 0.05):
         (message,) = warned(lambda scale=scale: take(sample=scaled(scale)))
         assert "standard deviation" in message and "scale them to about 1" in message

@@ -56,7 +56,10 @@ def test_the_decoder_is_given_x_0_then_the_mean_and_the_variance_at_t_1(estimate
     if estimate == "bound":
         *_, (_, nats) = bound(x_0, schedule, reverse, rng, decoder)
     elif estimate == "path":
-        path_with = lambda decoder: path(x_0, schedule, reverse, np.random.default_rng(1), decoder)  # noqa: E731
+
+        def path_with(decoder):
+            return path(x_0, schedule, reverse, np.random.default_rng(1), decoder)
+
         nats = path_with(decoder) - path_with(lambda x, mean, var: 0 * x)
     else:
         p = np.array([0, 0, 0.25, 0.25, 0.25, 0.25])

@@ -63,7 +63,9 @@ def test_drift_is_the_mean_of_a_reverse_step_less_x():
 
 def report_of(folder, seed):
     args = points_flags.parse("", ["--smoke", "--no-gif", "--out", str(folder / "o")])
-    return Report(args, ROLL, linear(args.T), np.random.default_rng(seed), np)
+    report = Report(args, ROLL, linear(args.T), np.random.default_rng(seed), np)
+    args.marker.close()  # as cli.run does at the end of a run
+    return report
 
 
 def test_the_score_field_shows_scores(tmp_path, monkeypatch):

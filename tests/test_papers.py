@@ -48,7 +48,10 @@ def test_a_model_that_undoes_the_noise_of_pi_has_the_bound_of_the_null_model(sch
     rng = np.random.default_rng(seed)
     x_0 = rng.standard_normal((4000, dim))
     x_0 *= math.sqrt(dim / (x_0**2).sum(axis=1).mean())
-    isotropic = lambda x_t, t: (math.sqrt(schedule.alpha[t]) * x_t, float(schedule.beta[t]))  # noqa: E731
+
+    def isotropic(x_t, t):
+        return math.sqrt(schedule.alpha[t]) * x_t, float(schedule.beta[t])
+
     K, error = dpm2015.bound(x_0, schedule, isotropic, rng)
     assert abs(K - dpm2015.null_model(dim)) <= STANDARD_ERRORS * error + 1e-9
 
@@ -682,7 +685,10 @@ def test_denoised_langevin_is_annealed_langevin_level_by_level_and_one_denoising
     schedule, data = ncsn.ladder(4, 0.1, 2.0), exact.SwissRoll()
     score = lambda x, t: data.score(x, 1.0, float(schedule.noise[t]))  # noqa: E731
     x = np.random.default_rng(0).standard_normal((5, 2))
-    run = lambda sampler: list(sampler(score, x, schedule, np.random.default_rng(1), 0.002, 3))  # noqa: E731
+
+    def run(sampler):
+        return list(sampler(score, x, schedule, np.random.default_rng(1), 0.002, 3))
+
     annealed, steps = run(ncsn.annealed_langevin), run(ncsn.denoised_langevin)
     assert [(s.t, s.t_prev) for s in steps] == [(4, 3), (3, 2), (2, 1), (1, 0)]
     for step, last in zip(steps[:-1], annealed[2:-1:3], strict=True):

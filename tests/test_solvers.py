@@ -405,7 +405,10 @@ def test_the_denoiser_has_the_right_gradients_in_x_and_theta(seed, sigma_data):
     out, cache = forward(x)
     grad_out = rng.standard_normal(out.shape)
     _, grads = net.backward(params, cache, grad_out)
-    weighted_out = lambda theta: (net.forward(unflatten(theta, like), x, level)[0] * grad_out).sum()  # noqa: E731
+
+    def weighted_out(theta):
+        return (net.forward(unflatten(theta, like), x, level)[0] * grad_out).sum()
+
     assert directional_error(weighted_out, theta, flatten(grads), rng) < 1e-5
 
 

@@ -169,6 +169,26 @@ def thick_curve(weights: np.ndarray, curve: np.ndarray, noise: float) -> Mixture
 # A user's points
 
 
+def centre_and_width(path: Path, x: np.ndarray, scale: str) -> tuple[np.ndarray, np.ndarray]:
+    """By what the axes of x (N, 2) are moved and scaled; UserError where they hardly spread."""
+    centre, width = x.mean(axis=0), x.std(axis=0)
+    if not (width > 1e-9 * np.abs(x).max(axis=0)).all():
+        raise UserError(
+            f"{path}: the points spread too little about ({centre[0]:g}, {centre[1]:g}) to tell "
+            "them apart; they must differ in x and in y"
+        )
+    if scale == "std":
+        return centre, width
+    low, centre, high = np.percentile(x, [25, 50, 75], axis=0)
+    width = (high - low) / IQR_OF_NORMAL
+    if not (width > 1e-9 * np.abs(x).max(axis=0)).all():
+        raise UserError(
+            f"{path}: the interquartile range is ({high[0] - low[0]:g}, {high[1] - low[1]:g}), "
+            "too small to scale by; use --scale std"
+        )
+    return centre, width
+
+
 def from_file(path: Path, scale: str = "std") -> Points:
     """The points of a file, moved and scaled along each axis.
 
@@ -183,21 +203,8 @@ def from_file(path: Path, scale: str = "std") -> Points:
             f"{path}: {len(x)} points; at least 10 are needed, of which a fifth is kept aside to "
             "judge by"
         )
-    centre, width = x.mean(axis=0), x.std(axis=0)
-    if not (width > 1e-9 * np.abs(x).max(axis=0)).all():
-        raise UserError(
-            f"{path}: the points spread too little about ({centre[0]:g}, {centre[1]:g}) to tell "
-            "them apart; they must differ in x and in y"
-        )
+    centre, width = centre_and_width(path, x, scale)
     notes = points_shape.notes(points_shape.of(x), scale)
-    if scale == "robust":
-        low, centre, high = np.percentile(x, [25, 50, 75], axis=0)
-        width = (high - low) / IQR_OF_NORMAL
-        if not (width > 1e-9 * np.abs(x).max(axis=0)).all():
-            raise UserError(
-                f"{path}: the interquartile range is ({high[0] - low[0]:g}, {high[1] - low[1]:g}), "
-                "too small to scale by; use --scale std"
-            )
     x = ((x - centre) / width).astype(np.float32)
     x = x[np.random.default_rng(0).permutation(len(x))]
     fifth = len(x) // 5
