@@ -182,6 +182,14 @@ def variance_preserving(beta: np.ndarray) -> Schedule:
     return Schedule(np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar))
 
 
+def unit_variance(schedule: Schedule) -> Schedule:
+    """The process of x_t / std_t, which is what a network sees: signal / std and noise / std.
+
+    The levels stay as they are, and the variance is preserved: signal^2 + noise^2 = 1.
+    """
+    return Schedule(schedule.signal / schedule.std, schedule.noise / schedule.std)
+
+
 def linear(T: int = 1000, beta_1: float = 1e-4, beta_T: float = 0.02) -> Schedule:
     """beta_t rises in equal steps from beta_1 to beta_T.
 

@@ -22,7 +22,7 @@ from npdiff.loss import l_simple
 from npdiff.nn.params import Tree, flatten, pack, unflatten
 from npdiff.optim import adam, average, clip_norm, learning_rate
 from npdiff.output import check_predict, network_input
-from npdiff.schedule import Schedule
+from npdiff.schedule import Schedule, unit_variance
 
 Objective = Callable[..., tuple[Array, Array]]
 
@@ -158,8 +158,7 @@ def check_data(x_0: Array, schedule: Schedule) -> None:
             f"the data have standard deviation {std:.3g}: scale them to about 1, and samples back",
             stacklevel=3,
         )
-    scaled = Schedule(schedule.signal / schedule.std, schedule.noise / schedule.std)
-    kl = float(prior_kl(x, scaled).mean()) / x[0].size
+    kl = float(prior_kl(x, unit_variance(schedule)).mean()) / x[0].size
     if kl > 0.05:
         warnings.warn(
             f"x_T still holds x_0: KL(q(x_T | x_0) || N(0, I)) is {kl:.2g} nats a coordinate, but "

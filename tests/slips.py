@@ -49,6 +49,13 @@ SLIPS = [
     ),
     Slip(
         "schedule.py",
+        "the variance for the deviation, in x_t at unit variance",
+        "Schedule(schedule.signal / schedule.std, ",
+        "Schedule(schedule.signal / schedule.std**2, ",
+        "test_schedule.py -k at_unit_variance",
+    ),
+    Slip(
+        "schedule.py",
         "the ratio of two signals for its square",
         "self.alpha[1:] = (signal[1:] / signal[:-1]) ** 2",
         "self.alpha[1:] = signal[1:] / signal[:-1]",

@@ -1,5 +1,6 @@
 """What does not fit is refused at the door, in one line that says what is needed."""
 
+import itertools
 import re
 import warnings
 from functools import partial
@@ -22,7 +23,7 @@ from npdiff.forward import (
 from npdiff.loss import l_simple, l_target
 from npdiff.nn import mlp, unet
 from npdiff.nn.params import flatten
-from npdiff.papers import edm, ncsn
+from npdiff.papers import edm, improved_ddpm, ncsn
 from npdiff.reverse import p_mean_from_eps, p_mean_from_score, p_mean_from_x_0, predictor
 from npdiff.sampler import ddim, ddpm
 from npdiff.schedule import cosine, linear
@@ -164,8 +165,10 @@ def test_training_warns_of_data_far_from_unit_variance():
 
 def test_a_prediction_of_eps_warns_where_next_to_no_signal_is_left():
     params = mlp.init(np.random.default_rng(0))
-    for predict in ("eps", "score"):
-        (message,) = warned(lambda predict=predict: predictor(mlp, params, cosine(1000), predict))
+    for predict, made_by in itertools.product(
+        ("eps", "score"), (predictor, improved_ddpm.predictor)
+    ):
+        (message,) = warned(lambda p=predict, of=made_by: of(mlp, params, cosine(1000), p))
         assert 'predict="v"' in message and "4.9e-05" in message
     for schedule, predict in ((cosine(1000), "v"), (cosine(1000), "x_0"), (linear(1000), "eps")):
         assert warned(lambda s=schedule, p=predict: predictor(mlp, params, s, p)) == []

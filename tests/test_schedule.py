@@ -23,6 +23,7 @@ from npdiff.schedule import (
     cosine,
     linear,
     uniform_log_snr,
+    unit_variance,
     variance_preserving,
 )
 
@@ -341,3 +342,13 @@ def test_uniform_log_snr_has_levels_in_equal_steps_and_keeps_unit_variance(T, fi
     levels = np.linspace(first, last, T)
     np.testing.assert_allclose(schedule.level[1:], levels, rtol=0, atol=64 * EPS)
     np.testing.assert_allclose(schedule.signal**2 + schedule.noise**2, 1, rtol=4 * EPS)
+
+
+@given(schedules())
+def test_at_unit_variance_the_levels_stay_and_the_variance_is_preserved(schedule):
+    scaled = unit_variance(schedule)
+    np.testing.assert_allclose(scaled.signal**2 + scaled.noise**2, 1, rtol=8 * EPS)
+    # A level is the difference of two logarithms; their arguments are rounded, and so are they.
+    logs = np.log([table[table > 0] for table in (scaled.noise, schedule.noise)])
+    largest = max(np.abs(logs).max(), np.abs(schedule.level[np.isfinite(schedule.level)]).max())
+    np.testing.assert_allclose(scaled.level, schedule.level, rtol=0, atol=8 * EPS * (1 + largest))

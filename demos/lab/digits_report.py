@@ -25,7 +25,7 @@ from npdiff.forward import q_sample
 from npdiff.likelihood import spread_over_t
 from npdiff.nn.params import Tree
 from npdiff.sampler import Predictor
-from npdiff.schedule import Schedule
+from npdiff.schedule import Schedule, unit_variance
 from npdiff.train import State
 
 
@@ -50,8 +50,7 @@ class Report:
         self.metrics["backend"] = xp.__name__
         cli.own_folder(args)
         print(digits.note)
-        scaled = Schedule(schedule.signal / schedule.std, schedule.noise / schedule.std)
-        state = judge.terminal_state(self.draw_training_digits, scaled, rng)
+        state = judge.terminal_state(self.draw_training_digits, unit_variance(schedule), rng)
         self.metrics |= state
         settings = f"predict {args.predict}, T {args.T}, width {args.width}, batch {args.batch}"
         print(f"{settings}; {xp.__name__}, seed {args.seed}; writes to {args.out}")

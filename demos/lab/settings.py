@@ -135,8 +135,9 @@ def check_jumps(args: argparse.Namespace, schedule: Schedule) -> None:
     """UserError for DDIM with a prediction of eps from almost no signal.
 
     x_0_hat = (x_T - noise_T eps_hat) / signal_T multiplies the error of eps_hat by 1 / signal_T,
-    and the first jump goes by way of x_0_hat. Ancestral sampling passes such t in small steps,
-    whose noise makes good for the errors: with signal[T] = 5e-5 it draws as well as from 6e-3.
+    and the first jump goes by way of x_0_hat. Ancestral sampling passes such t in small steps, and
+    later steps correct the errors of earlier ones: measured on the swiss roll, its samples are as
+    good on a schedule that ends at signal[T] = 5e-5 as on one that ends at 6e-3.
     """
     signal_T = schedule.signal[-1]
     if args.predict in ("eps", "score") and args.sampler == "ddim" and signal_T < SIGNAL_FOR_EPS:

@@ -28,7 +28,7 @@ from npdiff.backend import Array, get_array_module, per_row
 from npdiff.forward import q_sample
 from npdiff.loss import l_simple
 from npdiff.output import eps_from_output, eps_per_output, network_input
-from npdiff.reverse import mean_per_eps, of_state, p_mean_from_eps
+from npdiff.reverse import mean_per_eps, of_state, p_mean_from_eps, warn_of_noise
 from npdiff.schedule import Schedule, Time
 
 LAMBDA = 0.001  # the weight of L_vlb beside L_simple
@@ -91,6 +91,7 @@ def predictor(
 ) -> Callable[[Array, Time], Array]:
     """The guess alone as predict_eps(x_t, t), for the samplers; arguments as in `reverse`."""
     params, predict = of_state(params, predict)
+    warn_of_noise(schedule, predict)
 
     def predict_eps(x_t: Array, t: Time) -> Array:
         eps_hat, _ = eps_hat_and_o(net, params, x_t, t, schedule, predict, **inputs)

@@ -26,6 +26,7 @@ The dynamics have a bias of their own. On N(0, v), with a fixed step, their stat
 is N(0, v / (1 - step / (4 v))).
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from statistics import NormalDist
@@ -206,21 +207,18 @@ def denoised_langevin(
     starts. That of the last level is the denoising: t_prev = 0, and no noise is added. Algorithm 1,
     Song & Ermon 2020, arXiv:2006.09011.
     """
-    sigma_L = float(schedule.noise[1])
-    for t in range(schedule.T, 0, -1):
-        s = schedule.at(t, x)
-        step = epsilon * (s.noise / sigma_L) ** 2
-        for _ in range(steps):
-            x_t, score_hat, z = x, score(x, t), standard_normal(rng, x.shape, like=x)
-            mean, sigma = x_t + step / 2 * score_hat, math.sqrt(step)
-            x = mean + sigma * z
+    dynamics = annealed_langevin(score, x, schedule, rng, epsilon, steps)
+    for last in itertools.islice(dynamics, steps - 1, None, steps):  # the last step of each level
+        t, x_t, score_hat, z, x_prev = last.t, last.x_t, last.score_hat, last.z, last.x_next
+        mean, sigma = x_t + last.step / 2 * score_hat, math.sqrt(last.step)
         if t == 1:
-            x_t, score_hat, z = x, score(x, 1), 0 * x
+            x_t, score_hat, z = last.x_next, score(last.x_next, 1), 0 * x
+            s = schedule.at(1, x_t)
             mean, sigma = x_t + s.noise**2 * score_hat, 0.0
-            x = mean
+            x_prev = mean
         eps_hat = eps_from_score(x_t, t, score_hat, schedule)
         x_0_hat = x_0_from_eps(x_t, t, eps_hat, schedule)
-        yield Step(t, t - 1, x_t, eps_hat, x_0_hat, mean, sigma, z, x)
+        yield Step(t, t - 1, x_t, eps_hat, x_0_hat, mean, sigma, z, x_prev)
 
 
 # The U-Net as a score network.
