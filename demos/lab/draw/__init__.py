@@ -3,6 +3,7 @@
     plane.py     clouds of points and fields of arrows
     charts.py    curves
     images.py    grids of grey images, and films
+    board.py     panels side by side with a caption: the lessons' pictures
     page.py      the page that all of them draw on: panels, text, pictures in rows
     axis.py      ranges of values, and their ticks
 
@@ -10,8 +11,10 @@ The same input gives the same bytes.
 """
 
 from lab.draw.axis import Axis, tick_labels
+from lab.draw.board import Arrows, Dots, Shades, View, board, ellipse
 from lab.draw.charts import Series, curves, loss_over_t
 from lab.draw.images import animation_images, grid, strip
+from lab.draw.page import DATA, EXACT, INK, MODEL
 from lab.draw.plane import (
     animation,
     cloud_table,
@@ -26,13 +29,23 @@ from lab.draw.plane import (
 )
 
 __all__ = [
+    "DATA",
+    "EXACT",
+    "INK",
+    "MODEL",
+    "Arrows",
     "Axis",
+    "Dots",
     "Series",
+    "Shades",
+    "View",
     "animation",
     "animation_images",
+    "board",
     "cloud_table",
     "clouds",
     "curves",
+    "ellipse",
     "error_map",
     "grid",
     "lattice",

@@ -88,27 +88,38 @@ def chart(
     """Lines, with the y axis' name and the legend above them and the x axis below."""
     left, width = 74, figure.image.width // SCALE - 74 - 30
     panel = Panel(width, height, x, y)
-    for tick, label in zip(y.ticks(), tick_labels(y.ticks()), strict=True):
-        up = float(y.place(np.array(tick)))
-        panel.line(np.array([x.low, x.high]), np.array([tick, tick]), "#ececec", 1)
-        figure.text(left - 10, top + (1 - up) * height + 5, label, 13, SOFT, align=1)
+    grid_lines(panel)
     for s in series:
         panel.line(s.x, s.y, s.color, s.width)
     figure.put(panel.image, left, top, frame=False)
-
-    bottom = top + height
-    figure.rule(left, bottom, left + width, bottom, EXACT)
-    for tick, label in zip(x.ticks(), tick_labels(x.ticks()), strict=True):
-        across = left + float(x.place(np.array(tick))) * width
-        figure.rule(across, bottom, across, bottom + 5, EXACT)
-        figure.text(across, bottom + 20, label, 13, SOFT, align=0.5)
-    figure.text(left + width / 2, bottom + 42, xlabel, 14, INK, align=0.5)
+    axes(figure, panel, left, top, xlabel)
 
     shown = series if len(series) > 1 else []
     room = width - sum(text_width(s.label, 14) + 44 for s in shown)
     # The name of the y axis goes above a legend that leaves it no room.
     figure.text(left, top - (14 if text_width(ylabel, 14) < room else 36), ylabel, 14, INK)
     legend(figure, shown, right=float(left + width), base=top - 14)
+
+
+def grid_lines(panel: Panel) -> None:
+    """A thin line across the panel at each tick of its y axis."""
+    for tick in panel.y.ticks():
+        panel.line(np.array([panel.x.low, panel.x.high]), np.array([tick, tick]), "#ececec", 1)
+
+
+def axes(figure: Figure, panel: Panel, left: float, top: float, xlabel: str, most: int = 6) -> None:
+    """The numbers at the left of a panel that stands at (left, top), and the x axis below it."""
+    width, height = panel.image.width / SCALE, panel.image.height / SCALE
+    bottom = top + height
+    for tick, label in zip(panel.y.ticks(), tick_labels(panel.y.ticks()), strict=True):
+        up = float(panel.y.place(np.array(tick)))
+        figure.text(left - 10, bottom - up * height + 5, label, 13, SOFT, align=1)
+    figure.rule(left, bottom, left + width, bottom, EXACT)
+    for tick, label in zip(panel.x.ticks(most), tick_labels(panel.x.ticks(most)), strict=True):
+        across = left + float(panel.x.place(np.array(tick))) * width
+        figure.rule(across, bottom, across, bottom + 5, EXACT)
+        figure.text(across, bottom + 20, label, 13, SOFT, align=0.5)
+    figure.text(left + width / 2, bottom + 42, xlabel, 14, INK, align=0.5)
 
 
 def legend(figure: Figure, series: Sequence[Series], right: float, base: float) -> None:
