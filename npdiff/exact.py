@@ -126,6 +126,29 @@ class Mixture:
 
         return predict_eps
 
+    def denoiser(self, schedule: Schedule) -> Callable[[Array, Time], Array]:
+        """The best predictor of the data, predict_x_0(x_t, t) = E[x_0 | x_t], at every t.
+
+        E[x_0 | x_t] = sum_k r_k (means_k - signal covs_k g_k)
+
+        g_k is the score of component k at x_t, and r_k its posterior probability. No signal is
+        divided by: where x_t is pure noise this is the mean of the data.
+        """
+
+        def predict_x_0(x_t: Array, t: Time) -> Array:
+            s = schedule.at(t, x_t)
+            return self._mean_x_0(x_t, s.signal, s.noise).astype(x_t.dtype)
+
+        return predict_x_0
+
+    def velocity(self, schedule: Schedule) -> Callable[[Array, Time], Array]:
+        """The mean velocity of the straight lines from data to noise, as velocity(x_t, t).
+
+        velocity = E[eps - x_0 | x_t],    at every t: see papers/flow_matching.py
+        """
+        predict_eps, predict_x_0 = self.predictor(schedule), self.denoiser(schedule)
+        return lambda x_t, t: predict_eps(x_t, t) - predict_x_0(x_t, t)
+
     def irreducible_loss(self, x_t: Array, t: Time, schedule: Schedule) -> Array:
         """The error that no predictor can avoid, E[|eps - eps*|^2 | x_t] / d: (N, d) -> (N,).
 
@@ -193,6 +216,16 @@ class Mixture:
         score = sum((r * g) @ axis for g, _, axis in along_axes)  # (N, d)
         spread = sum((r * (g**2 - 1 / var)).sum(axis=1, keepdims=True) for g, var, _ in along_axes)
         return score, spread - (score**2).sum(axis=1, keepdims=True)
+
+    def _mean_x_0(self, x: Array, signal: Array, noise: Array) -> Array:
+        """E[x_0 | signal x_0 + noise eps = x], (N, d): see `denoiser`."""
+        xp = get_array_module(x)
+        log_terms, along_axes = self._terms(x, signal, noise)
+        r = xp.exp(log_terms - normal.log_sum_exp(log_terms))  # (N, K)
+        mean = r @ xp.asarray(self.means)
+        for j, (g, _, axis) in enumerate(along_axes):
+            mean = mean - signal * (r * g * xp.asarray(self.variances[j])) @ axis
+        return mean
 
     def _hessian(self, x: Array, signal: float, noise: float) -> Array:
         """The matrix of second derivatives of log p: (N, d) -> (N, d, d).
@@ -288,12 +321,18 @@ class SwissRoll(Mixture):
             )
         return self._by_panels[panels]
 
-    def _terms(self, x: Array, signal: Array, noise: Array) -> Terms:
-        """As in `Mixture`, with as many components as the lowest noise level of the batch needs."""
+    def _for_level(self, signal: Array, noise: Array) -> Mixture:
+        """The roll with as many components as the lowest noise level of the batch needs."""
         signal_max = signal if isinstance(signal, (int, float)) else float(signal.max())
         noise_min = noise if isinstance(noise, (int, float)) else float(noise.min())
         width = math.hypot(self.noise, noise_min / signal_max) if signal_max > 0 else math.inf
-        return self._quadrature(min(width, 1.0))._terms(x, signal, noise)
+        return self._quadrature(min(width, 1.0))
+
+    def _terms(self, x: Array, signal: Array, noise: Array) -> Terms:
+        return self._for_level(signal, noise)._terms(x, signal, noise)
+
+    def _mean_x_0(self, x: Array, signal: Array, noise: Array) -> Array:
+        return self._for_level(signal, noise)._mean_x_0(x, signal, noise)
 
 
 # The true reverse step beside its best Gaussian: when a Gaussian step is enough, and when not.

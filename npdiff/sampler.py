@@ -39,6 +39,15 @@ class Step(NamedTuple):
     x_prev: Array
 
 
+def check_signal(schedule: Schedule) -> None:
+    """ValueError where x_T is pure noise, signal[T] = 0: there eps does not determine the step."""
+    if schedule.signal[-1] == 0:
+        raise ValueError(
+            "signal[T] is 0, and eps_hat does not determine a step from pure noise: use a schedule "
+            "with some signal at T, or papers.flow_matching.euler, which takes the velocity"
+        )
+
+
 def ddpm(
     predict_eps: Predictor,
     x_T: Array,
@@ -61,9 +70,10 @@ def ddpm(
     Raises
     ------
     ValueError
-        For another `variance`.
+        For another `variance`, or a schedule with signal[T] = 0.
     """
     p_variance(schedule.T, schedule, variance)  # refuses another name before the first step
+    check_signal(schedule)
     x_t = x_T
     for t in range(schedule.T, 0, -1):
         eps_hat = predict_eps(x_t, t)
@@ -106,11 +116,12 @@ def ddim(
     Raises
     ------
     ValueError
-        For `steps` outside 1..T, a negative eta, one so large that sigma > noise_s, or eta without
-        `rng`.
+        For `steps` outside 1..T, a negative eta, one so large that sigma > noise_s, eta without
+        `rng`, or a schedule with signal[T] = 0.
     """
     if not eta >= 0 or (eta > 0 and rng is None):
         raise ValueError(f"eta must be 0, or above 0 together with rng, got {eta}")
+    check_signal(schedule)
     tau = subsequence(schedule.T, steps)
     jumps = Schedule(schedule.signal[tau], schedule.noise[tau])
     if np.any(eta * np.sqrt(jumps.beta_tilde[1:]) > jumps.noise[:-1]):

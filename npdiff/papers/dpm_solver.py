@@ -17,7 +17,7 @@ from collections.abc import Iterator
 
 from npdiff.backend import Array
 from npdiff.forward import x_0_from_eps
-from npdiff.sampler import Predictor, Step
+from npdiff.sampler import Predictor, Step, check_signal
 from npdiff.schedule import Schedule
 
 
@@ -29,8 +29,9 @@ def dpm_solver_pp_2m(predict_eps: Predictor, x_T: Array, schedule: Schedule) -> 
     h       = lambda_{t-1} - lambda_t,    r = previous h / h
 
     Algorithm 2, Lu et al. 2022, arXiv:2211.01095. In the first step, and in the one to t = 0, where
-    h is infinite, D = x_0_hat. ValueError where signal_t is 0.
+    h is infinite, D = x_0_hat. ValueError where signal[T] is 0.
     """
+    check_signal(schedule)
     x_t = x_T
     previous_x_0_hat, previous_h = None, math.inf
     for t in range(schedule.T, 0, -1):

@@ -30,7 +30,7 @@ from npdiff.forward import x_0_from_eps
 from npdiff.loss import row_mean
 from npdiff.nn.ops import Cache
 from npdiff.nn.params import Tree
-from npdiff.sampler import Predictor, Step
+from npdiff.sampler import Predictor, Step, check_signal
 from npdiff.schedule import Schedule, Time
 
 
@@ -61,8 +61,9 @@ def heun(predict_eps: Predictor, x_T: Array, schedule: Schedule) -> Iterator[Ste
     y_prev  = y + h/2 (eps_hat(y, sigma_t) + eps_hat(y_euler, sigma_{t-1}))
 
     The last step, to sigma = 0, is the first line alone. Algorithm 1, Karras et al. 2022,
-    arXiv:2206.00364. ValueError where signal_t is 0.
+    arXiv:2206.00364. ValueError where signal[T] is 0.
     """
+    check_signal(schedule)
     x_t = x_T
     for t in range(schedule.T, 0, -1):
         s = schedule.at(t, x_t)

@@ -26,7 +26,7 @@ from npdiff.exact import Mixture
 from npdiff.forward import score_from_eps, x_0_from_eps
 from npdiff.output import eps_from_output, eps_per_output, network_input
 from npdiff.reverse import of_state, p_mean_from_eps
-from npdiff.sampler import Predictor, Step
+from npdiff.sampler import Predictor, Step, check_signal
 from npdiff.schedule import Schedule, Time
 
 EpsAndDivergence = Callable[[Array, Time], tuple[Array, Array]]
@@ -42,8 +42,9 @@ def euler_maruyama(
     dx      = [f x - g^2 score] dt + g dw, with t running backwards
     x_{t-1} = x_t - f dt x_t + g^2 dt score + g sqrt(dt) z
 
-    Eq. (6), Song et al. 2021, arXiv:2011.13456. Of weak order 1. ValueError where signal_t is 0.
+    Eq. (6), Song et al. 2021, arXiv:2011.13456. Of weak order 1. ValueError where signal[T] is 0.
     """
+    check_signal(schedule)
     x_t = x_T
     for t in range(schedule.T, 0, -1):
         s = schedule.at(t, x_t)
@@ -75,6 +76,7 @@ def predictor_corrector(
     Langevin step is yielded with t = t_prev. None follows the step to t = 0, where the score is not
     defined.
     """
+    check_signal(schedule)
     x_t = x_T
     for t in range(schedule.T, 0, -1):
         s = schedule.at(t, x_t)
