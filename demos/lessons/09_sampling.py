@@ -1,0 +1,138 @@
+"""Why does DDIM need no noise, and why may it skip steps?
+
+Training sees nothing but q(x_t | x_0), so every process with these marginals has the same best
+network. In one of them sigma is 0: instead of drawing new noise, a step keeps all of the old noise,
+sqrt(noise_s^2 - sigma^2) eps_hat. Without new noise x follows an ODE, and DDIM is Euler's method on
+it. It may skip steps where the ODE's curves are nearly straight; its error falls as 1 / steps.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # demos/, where lab lies
+
+from lab import draw, lesson
+
+lesson.begin(__doc__)
+
+import numpy as np
+
+from lab.metrics import distance_to_curve
+from npdiff import exact, normal
+from npdiff.forward import eps_from_x_0, q_posterior, q_sample
+from npdiff.loss import l_simple
+from npdiff.papers.edm import heun
+from npdiff.sampler import ddim
+from npdiff.schedule import Schedule, linear
+
+rng = np.random.default_rng(0)
+schedule, n = linear(T=1000), 50_000
+T, signal, noise = schedule.T, schedule.signal, schedule.noise
+
+print("Data: one point, whose predictor knows eps. Ten jumps, each from t to s, keep q(x_s | x_0)")
+x_0 = np.full((n, 1), 0.7)
+x_T = q_sample(x_0, T, rng.standard_normal((n, 1)), schedule)
+for eta in (0.0, 0.5, 1.0):
+    ends, carried, drawn = [], [], []
+    for step in ddim(lambda x, t: eps_from_x_0(x, t, x_0, schedule), x_T, schedule, 10, eta, rng):
+        slope = (step.mean[1] - step.mean[0]) / (step.x_t[1] - step.x_t[0])  # x_s = slope x_t + ...
+        mean = step.mean[0] - slope * (step.x_t[0] - signal[step.t] * 0.7)  # at the mean of x_t
+        var = slope**2 * noise[step.t] ** 2 + step.sigma**2  # kept of the old noise, and new noise
+        ends, carried = [*ends, step.t_prev], [*carried, np.append(mean, var)]
+        drawn.append(step.x_prev.var())
+    marginal = np.stack([signal[ends] * 0.7, noise[ends] ** 2], axis=1)
+    lesson.equal(f"eta = {eta}: mean, variance = those of q(x_s | x_0)", carried, marginal)
+    var = marginal[:-1, 1]  # the last jump, to s = 0, ends at x_0
+    lesson.equal("  variance of draws", drawn[:-1], var, error=var * (2 / n) ** 0.5)
+step = next(ddim(lambda x, t: eps_from_x_0(x, t, x_0, schedule), x_T, schedule, T, 1.0, rng))
+mean, var = q_posterior(x_0, x_T, T, schedule)
+lesson.equal("eta = 1, a jump of 1: DDPM's mean, by q_posterior", step.mean, mean)
+lesson.equal("  and DDPM's variance, beta_tilde", step.sigma**2, var)
+
+print("Two processes with the same marginals have the same loss. Data N(0, 1/4), s = 100, t = 300")
+gaussian, s, t = exact.Gaussian(np.zeros(1), 0.25 * np.eye(1)), 100, 300
+x_0, eps_s, fresh = rng.standard_normal((3, n, 1)) * [[[0.5]], [[1.0]], [[1.0]]]
+rho = signal[t] / signal[s] * noise[s] / noise[t]  # of q: x_t = signal_t / signal_s x_s + new noise
+best_loss = 0.25 * signal[t] ** 2 / (0.25 * signal[t] ** 2 + noise[t] ** 2)  # Var[eps_t | x_t]
+noises = {"q, step by step": rho * eps_s + (1 - rho**2) ** 0.5 * fresh, "DDIM": eps_s}
+for name, eps_t in noises.items():
+    x_t = q_sample(x_0, t, eps_t, schedule)
+    loss, _ = l_simple(gaussian.predictor(schedule)(x_t, t), x_0, t, eps_t, schedule)
+    shared = np.corrcoef(eps_s[:, 0], eps_t[:, 0])[0, 1]
+    what = f"{name} (noises correlate by {shared:.2f}): loss"
+    lesson.equal(what, loss.mean(), best_loss, error=loss.std() / n**0.5)
+
+print("The ODE: y = x / signal = x_0 + sigma eps moves by dy = E[eps | y] dsigma. It carries q:")
+peaks = exact.Mixture([0.3, 0.4, 0.3], [[-1.2], [0.0], [1.2]], np.full((3, 1, 1), 0.15**2))
+y, sigma, h = np.linspace(-3, 3, 601)[:, None], 0.5, 1e-3
+flow = np.exp(peaks.log_prob(y, 1.0, sigma)) * -sigma * peaks.score(y, 1.0, sigma)[:, 0]
+below = [np.exp(normal.log_cdf((y - peaks.means.T) / np.hypot(0.15, sigma + d))) for d in (h, -h)]
+change = (below[0] - below[1]) / (2 * h) @ peaks.weights  # of the mass below y, as sigma grows
+# The quotient errs by h^2/6 times a third derivative, which is about 4 here.
+lesson.equal("dP(Y < y)/dsigma = -q(y) E[eps | y]", change, -flow, within=2 * h**2)
+
+print("DDIM is Euler's method on it, y_s - y_t = (sigma_s - sigma_t) eps_hat. On the roll:")
+roll, clouds, x_T = exact.SwissRoll(), {}, rng.standard_normal((1000, 2))
+sigma = noise / signal
+for steps in (1, 5, 10, 50):  # one jump ends at E[x_0 | x_T], near the mean of the data
+    jumps, euler = [], []
+    for step in ddim(roll.predictor(schedule), x_T, schedule, steps):
+        jumps.append(step.x_prev / signal[step.t_prev] - step.x_t / signal[step.t])
+        euler.append((sigma[step.t_prev] - sigma[step.t]) * step.eps_hat)
+    lesson.equal(f"steps = {steps}", jumps, euler)
+    clouds[f"DDIM in {steps} steps"] = step.x_prev
+*_, step = ddim(roll.predictor(schedule), x_T, schedule, 10, 1.0, rng)
+clouds["eta = 1 in 10 steps"], clouds["data"] = step.x_prev, roll.sample(1000, rng)
+for name, x in clouds.items():
+    far = (distance_to_curve(x, roll) ** 2).mean() ** 0.5
+    print(f"  {name:20} root mean square distance to the roll's curve {far:.3f}")
+
+print("How far may a jump go? Data N(0, s^2): y = sqrt(s^2 + sigma^2) solves the ODE")
+s2, ts, sigma = np.array([0.25, 1.0]), np.arange(1, T + 1), sigma[1:, None]
+pair = exact.Gaussian(np.zeros(2), np.diag(s2))  # two coordinates, s = 1/2 and s = 1
+y = np.sqrt(s2 + sigma**2)
+eps_hat = pair.predictor(schedule)(signal[1:, None] * y, ts)
+lesson.equal("dy/dsigma = sigma / y = E[eps | y]", sigma / y, eps_hat)
+Ns, euler, second = 10 * 2 ** np.arange(6), *np.zeros((2, 6, 2))
+for i, N in enumerate(Ns.tolist()):
+    angle = np.linspace(0, 1.3, N + 1)  # N jumps of equal angle, with signal = cos, noise = sin
+    circle = Schedule(np.cos(angle), np.sin(angle))
+    *_, step = ddim(pair.predictor(circle), np.ones((1, 2)), circle, steps=N)
+    *_, heun_step = heun(pair.predictor(circle), np.ones((1, 2)), circle)
+    euler[i], second[i] = step.x_prev[0], heun_step.x_prev[0]
+# s = 1: E[x_0 | x_t] = signal_t x_t and E[eps | x_t] = noise_t x_t, so a jump multiplies x_t by
+# signal_s signal_t + noise_s noise_t = cos(angle_t - angle_s), where the exact flow leaves it at 1.
+lesson.equal("s = 1: N jumps multiply by cos(1.3 / N)^N", euler[:, 1], np.cos(1.3 / Ns) ** Ns)
+true = 0.5 / np.hypot(0.5 * circle.signal[-1], circle.noise[-1])  # s = 1/2: x_0 for x_T = 1
+errors = {"DDIM": np.abs(euler[:, 0] - true), "Heun": np.abs(second[:, 0] - true)}
+for name, order in (("DDIM", 1), ("Heun", 2)):  # with N = 160 jumps, and with 320
+    slope = np.log2(errors[name][4] / errors[name][5])  # error = c / N^order (1 + O(1 / N))
+    lesson.equal(f"s = 1/2: the order of {name}", slope, order, within=1 / 160)
+
+paths = []
+for eta in (0.0, 1.0):
+    ts, x = [T], [x_T[:10, 0]]
+    for step in ddim(peaks.predictor(schedule), x_T[:10, :1], schedule, 200, eta, rng):
+        ts, x = [*ts, step.t_prev], [*x, step.x_prev[:, 0]]
+    paths.append([draw.Series("", np.array(ts), line, draw.MODEL, 1.2) for line in np.transpose(x)])
+lines = [draw.Series("DDIM", Ns, errors["DDIM"], draw.MODEL, 2.0)]
+lines += [draw.Series("Heun", Ns, errors["Heun"], draw.DATA, 2.0)]
+views = [
+    draw.View("eta = 0: no new noise", paths[0], "step t", "x_{t}", extent=(0, T, -3, 3)),
+    draw.View("eta = 1: as much as DDPM", paths[1], "step t", "x_{t}", extent=(0, T, -3, 3)),
+    draw.View("Data N(0, 1/4)", lines, "steps", "error of x_{0}", log_x=True, log_y=True),
+]
+around, data = draw.square_around(clouds["data"]), draw.Dots("", clouds["data"], draw.EXACT)
+for name in list(clouds)[1:4]:
+    views += [draw.View(name, [data, draw.Dots("", clouds[name], draw.MODEL)], extent=around)]
+caption = (
+    "Above, three peaks from the same ten x_{T}. Both samplers have the marginals q(x_{t}), but "
+    "without new noise the paths are smooth, so few steps follow them. The error of DDIM falls as "
+    "1 / N, that of Heun's method as 1 / N^{2}. Below, the roll with a perfect predictor (grey: "
+    "data). With too few steps x_{0} falls short of the curve, towards the mean of the data."
+)
+draw.board("out/lessons/09.png", views, caption, columns=3)
+print("out/lessons/09.png")
+
+# Change this, and see:
+#   schedule = cosine(T=1000)    10 steps: 0.08 from the curve, not 0.17
