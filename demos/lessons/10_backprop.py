@@ -18,6 +18,7 @@ import numpy as np
 
 from npdiff.loss import l_simple
 from npdiff.nn import conv, mlp, ops
+from npdiff.nn.params import map_leaves
 from npdiff.schedule import linear
 
 rng, h = np.random.default_rng(0), 1e-5
@@ -68,6 +69,28 @@ _, cache = mlp.residual_forward(x[None], {"w": w, "b": 0 * x}, ops)
 print(f"    g {g.round(2)}   dL/dy {grad_y.round(2)}   dL/dx {grad_x.round(2)}")
 lesson.equal("dL/dx: residual_backward", grad_x, mlp.residual_backward(g[None], cache, ops)[0][0])
 lesson.equal("by differences", grad_x, D(lambda x: x + x / (1 + np.exp(-x)) @ w, x, g), within=1e-8)
+
+print("A whole MLP is such a chain: forward, and back through the same lines in reverse")
+params = map_leaves(lambda leaf: rng.standard_normal(leaf.shape), mlp.init(rng, 2, 3, 1))
+x, level, g = rng.standard_normal((5, 2)), rng.standard_normal(5), rng.standard_normal((5, 2))
+(w_1, b_1), (w_2, b_2), (w_3, b_3) = (layer.values() for layer in params.values())
+inputs = np.concatenate([x, ops.level_waves(level, mlp.FREQUENCIES)], axis=1)
+a = inputs @ w_1 + b_1  # (5, 3): five rows, three units
+s_a = 1 / (1 + np.exp(-a))
+c = a + a * s_a @ w_2 + b_2  # the residual layer
+s_c = 1 / (1 + np.exp(-c))
+out = c * s_c @ w_3 + b_3
+g_c = (g @ w_3.T) * (s_c + c * s_c * (1 - s_c))  # through the last layer and its SiLU
+g_a = g_c + (g_c @ w_2.T) * (s_a + a * s_a * (1 - s_a))  # through both ways of the residual layer
+book_out, cache = mlp.forward(params, x, level)
+grad_x, grads = mlp.backward(params, cache, g)
+lesson.equal("out: mlp.forward", out, book_out)
+for name, by_hand in (("first", inputs.T @ g_a), ("layer_1", (a * s_a).T @ g_c)):
+    lesson.equal(f"dL/dw of {name}: mlp.backward", by_hand, grads[name]["w"])
+lesson.equal("dL/dw of last: mlp.backward", (c * s_c).T @ g, grads["last"]["w"])
+lesson.equal("dL/dx, of the 2 inputs that are x: mlp.backward", (g_a @ w_1.T)[:, :2], grad_x)
+moved = D(lambda w: mlp.forward({**params, "first": {"w": w, "b": b_1}}, x, level)[0], w_1, g)
+lesson.equal("dL/dw of first, by differences", grads["first"]["w"], moved, within=1e-7)
 
 print("Group norm of four channels, y = gain n + bias, n = (x - mean) rstd: every n_i uses all x_j")
 (gain, bias, g), x = rng.standard_normal((3, 4)), 1 + 2 * rng.standard_normal(4)
@@ -130,6 +153,6 @@ draw.board(
 print("out/lessons/10.png")
 
 # Change this, and see:
-#   h = 1e-2 for 1e-5    only group norm DISAGREES by differences (3e-5): linear parts have L''' = 0
-#   h = 1e-12            rounding / h is 1e-4: all DISAGREE by differences
-#   grad_x = grad_y * dy (without g)    residual_backward DISAGREES: the way through the sum is lost
+#   h = 1e-2 for 1e-5       by differences SiLU and group norm DISAGREE, by 5e-6 and 3e-5: h^2
+#   h = 1e-12               by differences all DISAGREE, by 1e-4 and more: rounding / h
+#   grad_x = grad_y * dy    the chain DISAGREES, by 0.6: what comes past SiLU is lost

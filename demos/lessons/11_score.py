@@ -125,7 +125,7 @@ draw.board(
     "out/lessons/11.png",
     views,
     "Above: x_{t} and the score, its arrows scaled to each panel. Below: where 6,000 chains from "
-    "N(0, 2.4^{2} I) end, and their share on the right (of the data: 0.20); and the bias of a step.",
+    "N(0, 2.4^{2} I) end, and their share on the right (of the data: 0.20); and a step's own bias.",
     columns=3,
 )
 print("out/lessons/11.png")

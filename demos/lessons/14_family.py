@@ -124,8 +124,8 @@ for name, made in (("a linear VAE, or flow", vae.sample(n, rng)), ("a diffusion"
     views += [draw.View(f"Generative: {name}", marks, "x[0]", "x[1]", extent=square)]
 caption = (
     "Left: p(y | x) is sure of the black point, which is of neither class; p(x) tells. Middle: a "
-    f"linear VAE is one Gaussian, of {vae.entropy():.2f} nats a point, and draws in one pass. Right: "
-    f"a diffusion draws in 50 passes, and has {along.mean():.2f} nats or less; the roll has 1.35."
+    f"linear VAE is one Gaussian, {vae.entropy():.2f} nats a point, and draws in one pass. Right: "
+    f"a diffusion draws in 50 passes and has {along.mean():.2f} nats or less; the roll has 1.35."
 )
 draw.board("out/lessons/14.png", views, caption, columns=3)
 print("out/lessons/14.png")
