@@ -1,9 +1,5 @@
 """What a lesson needs beside the mathematics: its door, and an equation printed with both sides."""
 
-import os
-
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # products this small are faster on one thread
-
 import numpy as np
 
 from lab import script

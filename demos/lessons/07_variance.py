@@ -63,7 +63,7 @@ losses = np.vstack([0 * s, var_eps]).T[1:]  # (30, T + 1), without s = 0: a poin
 best_terms = [terms_from_loss(row, schedule, best_variance(row, schedule)) for row in losses]
 L_T = prior_kl(s[1:, None], schedule)  # its mean over the data: it is linear in x_0^2
 best_bound, entropy = L_T + np.sum(best_terms, axis=1), normal.entropy(s[1:] ** 2)
-above = {"best": best_bound - entropy}  # for each s
+above = {"best": best_bound - entropy}  # for each s; in the tables beta_tilde_1 = 0 is beta_1
 for name, table in tables.items():
     terms = np.array([terms_from_loss(row, schedule, table) for row in losses])
     kl = np.pad(normal.kl(0.0, best[:, 1:].T, 0.0, table[1:]), [(0, 0), (1, 0)])  # 0 at t = 0
@@ -92,7 +92,7 @@ for name in ("beta_tilde", "beta"):
     var = np.ones_like(s)  # Var[x_T]
     for t in range(T, 1, -1):  # down to x_1: the last step adds no noise
         var = m[t - 1] ** 2 * var + tables[name][t]
-    # E[eps | x_t] = Cov[eps, x_t] / Var[x_t] x_t; a point, which is at 0, tells eps = x_t / noise
+    # E[eps | x_t] = Cov[eps, x_t] / Var[x_t] x_t; for a point, which is at 0, eps = x_t / noise
     for step in ddpm(lambda x_t, t: schedule.noise[t] / v[t] * x_t, x_T, schedule, rng, name):
         x_1 = step.x_t
     error = var * (2 / n) ** 0.5

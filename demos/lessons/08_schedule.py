@@ -36,6 +36,8 @@ lesson.equal("cosine, t < T", np.log(alpha_bar / (1 - alpha_bar))[:-1], log_snr[
 # by sqrt(alpha_T) = 0. So beta_T is clipped at 0.999, and signal_T is sqrt(0.001) signal_{T-1}.
 signal_T = np.sqrt(0.001) * np.sin(np.pi / 2 / T / 1.008) / np.cos(angle[0])
 lesson.equal("cosine: signal_T after the clip", signal_T, cosine(T).signal[T], within=1e-12)
+for name, y in log_snr.items():
+    print(f"  {name}: log SNR at t = 250, 500, 750, 1000:", *y[249::250].round(2))
 
 print("What x_t tells of x_0: I = entropy of x_t - entropy of its noise, in nats")
 info = normal.entropy(1.0) - normal.entropy(cosine(T).noise[1:] ** 2)  # such an x_t stays N(0, 1)
@@ -97,8 +99,8 @@ log_joint = log_q(s.level[t - 1]) + normal.log_prob(x, s.alpha[t] ** 0.5 * x.T, 
 mu = p_mean_from_eps(x, t, data.predictor(s)(x, t), s)  # rows are x_t, and columns x_{t-1}
 log_p = normal.log_prob(x.T, mu, best_variance(loss, s)[t])
 kl = (np.exp(log_joint) * (log_joint - log_q(s.level[t])[:, None] - log_p)).sum() * dx**2
-both = destroyed[T][name][t - 2] + kl
-lesson.equal(f"{name}, step {t} of {T}: L_{{t-1}} = destroyed + KL", terms[t], both)
+total = destroyed[T][name][t - 2] + kl
+lesson.equal(f"{name}, step {t} of {T}: L_{{t-1}} = destroyed + KL", terms[t], total)
 
 print("Terminal noise: L_T is what x_T tells of x_0, and the cost of starting from N(0, 1)")
 lesson.equal("L_T = I(x_0; x_T) + KL(q(x_T) || N(0, 1))", L_T, I_T + kl_T, within=1e-12)

@@ -90,7 +90,8 @@ for name, by_hand in (("first", inputs.T @ g_a), ("layer_1", (a * s_a).T @ g_c))
 lesson.equal("dL/dw of last: mlp.backward", (c * s_c).T @ g, grads["last"]["w"])
 lesson.equal("dL/dx, of the 2 inputs that are x: mlp.backward", (g_a @ w_1.T)[:, :2], grad_x)
 moved = D(lambda w: mlp.forward({**params, "first": {"w": w, "b": b_1}}, x, level)[0], w_1, g)
-lesson.equal("dL/dw of first, by differences", grads["first"]["w"], moved, within=1e-7)
+within = 1e-7  # weights near 1 in three layers make L and its derivatives some 30 times larger
+lesson.equal("dL/dw of first, by differences", grads["first"]["w"], moved, within=within)
 
 print("Group norm of four channels, y = gain n + bias, n = (x - mean) rstd: every n_i uses all x_j")
 (gain, bias, g), x = rng.standard_normal((3, 4)), 1 + 2 * rng.standard_normal(4)

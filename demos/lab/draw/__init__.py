@@ -11,10 +11,10 @@ The same input gives the same bytes.
 """
 
 from lab.draw.axis import Axis, tick_labels
-from lab.draw.board import Arrows, Dots, Shades, View, board, ellipse
+from lab.draw.board import Arrows, Dots, Shades, View, board, cloud_grid, ellipse
 from lab.draw.charts import Series, curves, loss_over_t
 from lab.draw.images import animation_images, grid, strip
-from lab.draw.page import DATA, EXACT, INK, MODEL
+from lab.draw.page import CLOUD, DATA, EXACT, INK, MODEL
 from lab.draw.plane import (
     animation,
     cloud_table,
@@ -29,6 +29,7 @@ from lab.draw.plane import (
 )
 
 __all__ = [
+    "CLOUD",
     "DATA",
     "EXACT",
     "INK",
@@ -42,6 +43,7 @@ __all__ = [
     "animation",
     "animation_images",
     "board",
+    "cloud_grid",
     "cloud_table",
     "clouds",
     "curves",

@@ -4,6 +4,7 @@ A panel holds marks, the first of them at the bottom: lines, dots, arrows, and s
 values. Text may hold `x_{t}` for a subscript and `10^{3}` for a superscript.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from lab.draw.axis import Axis
 from lab.draw.charts import Series, axes, grid_lines
 from lab.draw.images import mix
 from lab.draw.page import DATA, INK, MODEL, SOFT, Figure, Panel, text_width
+from lab.draw.plane import square_around
 
 WIDTH, EDGE, LEFT, GAP = 980, 20, 54, 22  # the page, its margin, room for numbers, between panels
 LINE = 19  # from one line of text to the next
@@ -58,8 +60,8 @@ Mark = Series | Dots | Arrows | Shades
 class View(NamedTuple):
     """A panel: what it shows, and what its axes are.
 
-    extent is (x_low, x_high, y_low, y_high), by default all that the marks cover. A mark with an
-    empty label has no entry in the legend.
+    extent is (x_low, x_high, y_low, y_high), by default all that the marks cover. Shades alone have
+    no axes unless an extent is given. A mark with an empty label has no entry in the legend.
     """
 
     title: str
@@ -104,9 +106,48 @@ def board(
             left = EDGE + LEFT + j * (width + LEFT + GAP)
             put_view(figure, view, left, top, width, height)
         top += height + under
+    put_caption(figure, lines, top)
+    figure.save(path)
+
+
+def cloud_grid(
+    path: str | Path, named: dict[str, Sequence[Dots]], caption: str, columns: int = 7
+) -> None:
+    """Clouds in small square panels, each below its name, and a caption.
+
+    Parameters
+    ----------
+    path : where the PNG is written
+    named : the clouds of each panel, by the panel's name, which may have several lines; all panels
+        show the extent of the very first cloud
+    caption : one paragraph, wrapped to the page
+    columns : panels in a row
+    """
+    gap, size = 10, 11.5
+    side = (WIDTH - 2 * EDGE + gap) // columns - gap
+    extent = square_around(next(iter(named.values()))[0].points, margin=0.2)
+    names = [
+        [line for part in name.split("\n") for line in wrapped(part, side, size)] for name in named
+    ]
+    above, rows = 15 * max(map(len, names)) + 6, math.ceil(len(named) / columns)
+    pitch, lines = above + side + gap, list(wrapped(caption, WIDTH - 2 * EDGE, 14))
+    figure = Figure(WIDTH, EDGE + rows * pitch + LINE * len(lines) + EDGE)
+    for k, (clouds, name) in enumerate(zip(named.values(), names, strict=True)):
+        left, top = EDGE + k % columns * (side + gap), EDGE + k // columns * pitch + above
+        panel = Panel(side, side, Axis(*extent[:2]), Axis(*extent[2:]))
+        for cloud in clouds:
+            draw_mark(panel, cloud)
+        figure.put(panel.image, left, top)
+        for i, line in enumerate(reversed(name)):
+            figure.text(left, top - 6 - 15 * i, line, size, INK)
+    put_caption(figure, lines, EDGE + rows * pitch)
+    figure.save(path)
+
+
+def put_caption(figure: Figure, lines: Sequence[str], top: float) -> None:
+    """Lines of text across the page, the first of them just below `top`."""
     for i, line in enumerate(lines):
         figure.text(EDGE, top + LINE * (i + 1) - 4, line, 14, INK)
-    figure.save(path)
 
 
 def put_view(figure: Figure, view: View, left: float, top: float, width: int, height: int) -> None:
@@ -117,7 +158,8 @@ def put_view(figure: Figure, view: View, left: float, top: float, width: int, he
     for mark in view.marks:
         draw_mark(panel, mark)
     figure.put(panel.image, left, top)
-    axes(figure, panel, left, top, view.xlabel, most=max(3, width // 70))
+    if has_axes(view):
+        axes(figure, panel, left, top, view.xlabel, most=max(3, width // 70))
 
     base = top - 8
     if view.ylabel:
@@ -133,8 +175,15 @@ def put_view(figure: Figure, view: View, left: float, top: float, width: int, he
     figure.text(left, base - 1, view.title, 15, INK)
 
 
+def has_axes(view: View) -> bool:
+    """False for a table of values alone, which has no coordinates."""
+    return view.extent is not None or not all(isinstance(mark, Shades) for mark in view.marks)
+
+
 def axes_of(view: View) -> tuple[Axis, Axis]:
     """The ranges of x and y that a panel shows."""
+    if not has_axes(view):
+        return Axis(0.0, 1.0), Axis(0.0, 1.0)
     if view.extent is not None:
         return Axis(*view.extent[:2], view.log_x), Axis(*view.extent[2:], view.log_y)
     at = [mark for mark in view.marks if not isinstance(mark, Shades)]
