@@ -7,10 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import slips
+from lesson_slips import LESSON_SLIPS
 from slips import ROOT, SEEN, SLIPS, SURVIVES, Slip
 
 
-@pytest.mark.parametrize("slip", SLIPS, ids=lambda slip: f"{slip.file}: {slip.what}")
+@pytest.mark.parametrize("slip", SLIPS + LESSON_SLIPS, ids=lambda slip: f"{slip.file}: {slip.what}")
 def test_a_slip_changes_one_place_of_its_file_and_names_tests_that_there_are(slip):
     text = (ROOT / "npdiff" / slip.file).read_text("utf-8")
     assert text.count(slip.right) == 1 and slip.wrong != slip.right
@@ -22,12 +23,13 @@ def test_a_slip_changes_one_place_of_its_file_and_names_tests_that_there_are(sli
 
 def test_there_are_enough_slips_and_no_two_are_one():
     assert len(SLIPS) >= 60
-    assert len({(slip.file, slip.right, slip.wrong) for slip in SLIPS}) == len(SLIPS)
+    for which in (SLIPS, LESSON_SLIPS):
+        assert len({slip._replace(what="") for slip in which}) == len(which)
 
 
 def test_a_few_slips_planted_are_seen():
-    """All of them: python tests/slips.py."""
-    sample = random.Random(0).sample(SLIPS, 6)
+    """All of them: python tests/slips.py, and python tests/lesson_slips.py."""
+    sample = random.Random(0).sample(SLIPS, 5) + random.Random(0).sample(LESSON_SLIPS, 1)
     with ThreadPoolExecutor(2) as pool:
         outcomes = [outcome for outcome, _ in pool.map(slips.tried, sample)]
     assert outcomes == [SEEN] * 6, list(zip(sample, outcomes, strict=True))
@@ -42,9 +44,8 @@ HARMLESS = Slip(
 )
 
 
-def test_a_slip_that_changes_nothing_survives_and_is_printed(monkeypatch, capsys):
-    monkeypatch.setattr(slips, "SLIPS", [HARMLESS])
-    assert slips.main() == 1
+def test_a_slip_that_changes_nothing_survives_and_is_printed(capsys):
+    assert slips.main(slips=[HARMLESS]) == 1
     out = capsys.readouterr().out
     assert f"forward.py: a sum in another order: {SURVIVES}" in out and "0 of 1 slips seen" in out
 
