@@ -59,5 +59,6 @@ for back in ddpm(predictor(mlp, params, schedule), x_T, schedule, rng):  # T ste
         reverse, forward = (distance_to_curve(x, roll).mean() for x in (back.x_prev, x_t))
         print(f"t {back.t_prev:4d}   {reverse:.3f} from the curve   (noised data: {forward:.3f})")
 
-draw.clouds("out/first_steps.png", {"data": data, "noise x_T": x_T, "samples x_0": back.x_prev})
+x_0 = back.x_prev
+draw.clouds("out/first_steps.png", {"data": data, "noise x_{T}": x_T, "samples x_{0}": x_0})
 print("out/first_steps.png")

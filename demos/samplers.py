@@ -45,6 +45,12 @@ LEVELS = -4.5, 3.5
 BUDGETS = (5, 10, 20, 50, 100)  # evaluations of the predictor
 COLORS = ("#1f4e79", "#d5600f", "#3a8f5c", "#8e5ea2", "#b8860b", "#666666")
 
+STEP_BACK = (
+    "The true reverse step from one x_{t} of the roll, on the cosine schedule. With few steps T it "
+    "takes the shape of the data, here of the spiral; with many it is a Gaussian. KL is the "
+    "divergence of q from its best Gaussian, averaged over x_{t}. Each panel has its own scale."
+)
+
 Distances = dict[str, dict[str, list[float]]]  # by model, then by method, for each budget
 Clouds = dict[tuple[str, int], np.ndarray]  # by method and budget, (N, 2) each
 
@@ -205,22 +211,30 @@ def measure_non_gaussianity(smoke: bool, rng: np.random.Generator) -> dict[int, 
 def draw_non_gaussianity(
     out: Path, kl: dict[int, dict[float, float]], rng: np.random.Generator
 ) -> None:
-    """The divergences over t/T; and for one x_t, draws of q and of its best Gaussian."""
+    """The divergences over t/T; and for one x_t, draws of q beside the best Gaussian."""
     series = [
         draw.Series(f"T = {T}", np.array([*row]), np.array([*row.values()]), color)
         for (T, row), color in zip(kl.items(), COLORS, strict=False)
     ]
     title = "KL of the true reverse step from its best Gaussian, nats"
     draw.curves(out / "gaussian_steps.png", series, "t / T", title, log_y=True)
-    clouds = {}
-    for T in kl:
-        t, schedule = max(1, T // 4), cosine(T)
+    views = []
+    for T, row in kl.items():
+        t, schedule = round(T / 4), cosine(T)
         x_0 = ROLL.curve(np.array([10.0]))
-        x_t = q_sample(x_0, t, np.array([[0.3, -0.3]]), schedule)[0]
-        clouds["q", T], clouds["Gaussian", T] = exact.reverse_draws(
-            ROLL, x_t, t, schedule, 1500, rng
-        )
-    draw.cloud_table(out / "step_back.png", clouds, ["q", "Gaussian"], list(kl), "T = {}")
+        x_t = q_sample(x_0, t, np.array([[0.3, -0.3]]), schedule)
+        q, _ = exact.reverse_draws(ROLL, x_t[0], t, schedule, 1500, rng)
+        mean, cov = ROLL.reverse_step(x_t, t, schedule)
+        marks: list[draw.Dots | draw.Series] = [
+            draw.Dots(f"draws of q(x_{{{t - 1}}} | x_{{{t}}})", q),
+            draw.ellipse("best Gaussian, 1 and 2 deviations", mean[0], cov[0]),
+            draw.ellipse("", mean[0], cov[0], deviations=2),
+            draw.Dots(f"x_{{{t}}}", x_t, draw.INK, alpha=1, radius=4),
+        ]
+        extent = draw.square_around(np.concatenate([q, x_t]), margin=0.15)
+        title = f"T = {T}, t = {t}: KL {row[t / T]:.2g} nats"
+        views.append(draw.View(title, marks, "coordinate 1", "coordinate 2", extent=extent))
+    draw.board(out / "step_back.png", views, STEP_BACK, columns=3)
 
 
 def series_of(rows: dict[str, Any], x: Sequence[int], floor: float = -math.inf) -> list:

@@ -42,6 +42,7 @@ ROLL = exact.SwissRoll(0.5)
 CEILING = -BITS * ROLL.entropy()  # E log2 p(x_0), which no model exceeds
 SIGMA_L, SIGMA_1 = 0.02, 3.0  # the ladder of 2019, around the width of the data
 
+RATIOS = 1.0, 0.3, 0.1  # noise / signal, of the picture's columns
 BETA_1_LEVEL = 0.5 * math.log(1e-4 / (1 - 1e-4))  # log(noise / signal) of beta_1 = 1e-4
 
 update = partial(train.update, lr=5e-3)
@@ -76,6 +77,7 @@ class Result(NamedTuple):
     objective: str
     likelihood: str
     clouds: list[np.ndarray]  # after every step, (N, 2) each; the last one holds the samples
+    level: np.ndarray  # of each cloud, log(noise / signal)
     evaluations: int
     seconds: float  # of training
 
@@ -122,8 +124,8 @@ def dpm_2015(sizes: Sizes, rng: np.random.Generator, xp: Any, metrics: dict[str,
 
     x_T = xp.asarray(rng.standard_normal((sizes.samples, 2), dtype=np.float32))
     clouds = [to_numpy(step.x_prev) for step in dpm2015.sample(reverse, x_T, schedule, rng)]
-    bits = f"K {K:.2f} of {best_K:.2f} bits"
-    return Result("2015, diffusion", "K, eq. (14)", bits, clouds, T - 1, seconds)
+    level, bits = schedule.level[-2::-1], f"K {K:.2f} of {best_K:.2f} bits"
+    return Result("2015, diffusion", "K, eq. (14)", bits, clouds, level, T - 1, seconds)
 
 
 def train_2015(
@@ -205,8 +207,8 @@ def ncsn_2019(
     )
     clouds = [to_numpy(step.x_next) for step in langevin_steps]
     evaluations = sizes.levels * sizes.langevin
-    no_bits = "none by itself"
-    result = Result("2019, scores", "score matching", no_bits, clouds, evaluations, seconds)
+    level, no_bits = schedule.level[:0:-1].repeat(sizes.langevin), "none by itself"
+    result = Result("2019, scores", "score matching", no_bits, clouds, level, evaluations, seconds)
     return result, score
 
 
@@ -233,8 +235,9 @@ def ddpm_2020(
 
     x_T = xp.asarray(rng.standard_normal((sizes.samples, 2), dtype=np.float32))
     clouds = [to_numpy(step.x_prev) for step in ddpm(predict_eps, x_T, schedule, rng)]
-    bits = f"{-BITS * nats:.2f} of {CEILING:.2f} bits"
-    return Result("2020, DDPM", "L_simple", bits, clouds, schedule.T, seconds), predict_eps
+    level, bits = schedule.level[-2::-1], f"{-BITS * nats:.2f} of {CEILING:.2f} bits"
+    result = Result("2020, DDPM", "L_simple", bits, clouds, level, schedule.T, seconds)
+    return result, predict_eps
 
 
 # 2015, bits
@@ -327,9 +330,18 @@ def print_table(results: list[Result], rng: np.random.Generator, metrics: dict[s
     metrics |= {"energy distance x 1000, real, std": 1000 * std}
 
 
-def five_moments(clouds: list[np.ndarray]) -> list[np.ndarray]:
-    """The clouds at five moments on the way, more of them near the end."""
-    return [clouds[round(share * (len(clouds) - 1))] for share in (0, 0.5, 0.75, 0.9, 1.0)]
+MOMENTS = ["start"], *([f"noise/signal = {ratio:g}"] for ratio in RATIOS), ["samples"]
+NOTE = "In 2019 the signal is 1 at every level, so noise makes the cloud wider."
+
+
+def five_moments(result: Result) -> list[np.ndarray]:
+    """The first cloud, the last ones whose levels are nearest to those of RATIOS, and the samples.
+
+    The three processes pass the levels at different steps, so a column of levels compares them.
+    """
+    backwards = result.level[::-1]
+    steps = [-1 - int(np.abs(backwards - math.log(ratio)).argmin()) for ratio in RATIOS]
+    return [result.clouds[step] for step in (0, *steps, -1)]
 
 
 def draw_same_function(
@@ -341,21 +353,22 @@ def draw_same_function(
     rng: np.random.Generator,
     xp: Any,
 ) -> None:
-    """NCSN's score, and DDPM's -eps / noise, each at its level next to 0.3: they are one function.
+    """NCSN's score, and DDPM's -eps / noise, at one level next to 0.3: they are one function.
 
     DDPM's is that of x_t / signal, so that both are scores of the data plus noise of 0.3.
     """
     t = int(np.abs(ladder.noise - 0.3).argmin())
-    t_2020 = int(np.abs(np.exp(schedule.level) - 0.3).argmin())
+    t_2020 = int(np.abs(schedule.level - ladder.level[t]).argmin())
     signal, noise = float(schedule.signal[t_2020]), float(schedule.noise[t_2020])
-    points = draw.lattice((-2.2, 2.2, -2.2, 2.2)).astype(np.float32)
+    points = draw.lattice((-2.2, 2.2, -2.2, 2.2), 33).astype(np.float32)
     score_2019 = to_numpy(score(xp.asarray(points), t))
     eps_hat = to_numpy(predict_eps(xp.asarray(np.float32(signal) * points), t_2020))
     score_2020 = -eps_hat * (signal / noise)
     cloud = ROLL.sample(2000, rng)
     cloud = cloud + np.float32(ladder.noise[t]) * rng.standard_normal((2000, 2), dtype=np.float32)
-    names = ("NCSN's score", "DDPM's -eps/noise")
-    draw.score_field(path, [t], [cloud], points, [score_2019], [score_2020], names=names)
+    names = ("NCSN's score", "DDPM's \u2212eps/noise")
+    title = f"x_{{0}} + {ladder.noise[t]:.2f} eps"
+    draw.score_field(path, [[title]], [cloud], points, [score_2019], [score_2020], names=names)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -375,8 +388,8 @@ def main(args: argparse.Namespace) -> None:
     print_table(results, rngs[4], metrics)
     samples = {r.name: r.clouds[-1] for r in results}
     files.write_npz(args.out / "samples.npz", x=samples["2020, DDPM"], heartbeats=beats, **samples)
-    rows = {r.name: five_moments(r.clouds) for r in results}
-    draw.rows_of_clouds(args.out / "three_papers.png", rows)
+    rows = {r.name: five_moments(r) for r in results}
+    draw.rows_of_clouds(args.out / "three_papers.png", rows, MOMENTS, NOTE)
     draw_same_function(
         args.out / "same_function.png", ladder, score, schedule, predict_eps, rngs[4], xp
     )

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 
 import mnist_ncsn
-from lab import checkpoint
+import samplers
+import three_papers
+from lab import checkpoint, draw
 from npdiff.nn import mlp
 from npdiff.reverse import predictor
 from npdiff.sampler import ddim
-from npdiff.schedule import linear
+from npdiff.schedule import linear, uniform_log_snr
 from npdiff.train import start
 
 ROOT = Path(__file__).parents[1]
@@ -367,6 +369,53 @@ def test_the_smaller_demos_run_and_write_what_they_print(tmp_path, demo, picture
     assert len(list((tmp_path / "o").glob("*.png"))) == pictures
     assert np.isfinite(np.load(tmp_path / "o" / "samples.npz")["x"]).all()
     assert run("--backend", "abacus", cwd=tmp_path, demo=demo).returncode == 2
+
+
+@pytest.mark.parametrize("schedule", [linear(1000), uniform_log_snr(40, -4.6, 4.0)])
+def test_the_columns_of_three_papers_are_levels_and_the_ends(schedule):
+    level = schedule.level[-2::-1]  # after the steps T, T - 1, ..., 1
+    clouds = [np.full((3, 2), i) for i in range(len(level))]
+    result = three_papers.Result("a", "b", "c", clouds, level, 1, 0.0)
+    first, *between, last = (int(cloud[0, 0]) for cloud in three_papers.five_moments(result))
+    assert first == 0 and last == schedule.T - 1
+    assert len(three_papers.MOMENTS) == 2 + len(between)
+    for i, ratio, title in zip(between, (1, 0.3, 0.1), three_papers.MOMENTS[1:], strict=False):
+        assert title == [f"noise/signal = {ratio}"]
+        # The nearest level: off by half a step of the schedule at most.
+        assert abs(level[i] - np.log(ratio)) <= np.abs(np.diff(level[i - 1 : i + 2])).max() / 2
+
+
+def test_of_several_steps_at_one_level_the_last_is_shown():
+    level = np.log([3.0, 1.0, 0.3, 0.1]).repeat(4)
+    clouds = [np.full((3, 2), i) for i in range(len(level))]
+    result = three_papers.Result("a", "b", "c", clouds, level, 1, 0.0)
+    shown = [int(cloud[0, 0]) for cloud in three_papers.five_moments(result)]
+    assert shown == [0, 7, 11, 15, 15]
+
+
+def test_the_ellipses_of_a_step_back_are_those_of_the_draws(tmp_path, monkeypatch):
+    views = []
+    monkeypatch.setattr(draw, "board", lambda path, shown, caption, columns: views.extend(shown))
+    kl = {T: {round(T / 4) / T: 0.5} for T in (4, 10, 40)}
+    samplers.draw_non_gaussianity(tmp_path, kl, np.random.default_rng(0))
+    assert [view.title for view in views] == [
+        f"T = {T}, t = {t}: KL 0.5 nats" for T, t in ((4, 1), (10, 2), (40, 10))
+    ]
+    for view in views:
+        q, *ellipses, x_t = view.marks
+        low, high = np.array(view.extent[::2]), np.array(view.extent[1::2])
+        assert x_t.points.shape == (1, 2) and (low < x_t.points).all() and (x_t.points < high).all()
+        # An ellipse lies in a box of the mean -+ so many standard deviations of each coordinate.
+        # Those of the draws have these standard errors, or a tenth more, since they are resampled
+        # from some thousands. In 24 comparisons six are exceeded once in a hundred thousand runs.
+        n, mean, std = len(q.points), q.points.mean(axis=0), q.points.std(axis=0)
+        mean_error = std / np.sqrt(n)
+        std_error = ((q.points - mean) ** 2).std(axis=0) / (2 * std * np.sqrt(n))
+        for ellipse, deviations in zip(ellipses, (1, 2), strict=True):
+            box = np.array([[f(ellipse.x), f(ellipse.y)] for f in (np.min, np.max)])
+            assert (np.abs(box.mean(axis=0) - mean) < 6 * mean_error).all()
+            half = np.ptp(box, axis=0) / 2 / deviations
+            assert (np.abs(half - std) < 6 * std_error + 1e-3 * std).all()  # 181 points of a line
 
 
 def test_the_benchmark_prints_its_table_with_or_without_a_peer(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from lab import draw
+from lab.draw import plane
 
 BAD = np.array(
     [[np.nan, 0.0], [np.inf, 1.0], [0.0, -np.inf], [1e30, 1e30], [-50.0, 0.0], [0.3, -3e38]]
@@ -46,13 +47,51 @@ def make_reverse_process(path, points):
     lattice = draw.lattice((-3, 3, -3, 3), 10)
     drift = lattice, drift_at(lattice)
     forward, reverse = [points] * 3, [points.astype(np.float32)] * 3
-    draw.reverse_process(path, [0, 5, 10], forward, reverse, [None, drift, drift])
+    columns = [(f"t = {t}", "noise/signal = 1") for t in (0, 5, 10)]
+    draw.reverse_process(path, columns, forward, reverse, [None, drift, drift])
 
 
 def test_reverse_process_has_a_column_for_each_t_and_three_rows(tmp_path, points):
     make_reverse_process(tmp_path / "a.png", points)
     width, height = size_of(tmp_path / "a.png")
-    assert 3 * 190 < width < 3 * 210 + 220 and 3 * 190 < height < 3 * 210 + 80
+    assert 3 * 190 < width < 3 * 210 + 220 and 3 * 190 < height < 3 * 210 + 120
+
+
+def test_the_longest_arrows_are_those_that_half_of_the_vectors_exceed():
+    """The picture says of which length they are, and leaves out what is not a number."""
+    vectors = np.array([[3.0, 4.0], [0.0, 1.0], [6.0, 8.0], [np.nan, 0.0], [np.inf, 1.0]])
+    assert plane.unit_of(vectors) == 5.0
+    assert plane.in_words(plane.unit_of(vectors)) == "longest arrows: 5 or more"
+    assert plane.unit_of(np.zeros((4, 2))) == plane.unit_of(BAD[:3]) == 1.0  # none to draw
+
+
+@pytest.mark.parametrize("n", [2, 8, 11, 16, 33])
+def test_arrows_stand_on_a_centred_lattice_so_coarse_that_they_can_be_read(n):
+    points = draw.lattice((-1, 1, -1, 1), n)
+    shown = points[plane.every_few(points)]
+    side = round(np.sqrt(len(shown)))
+    assert n / 3 <= side <= 11 and len(shown) == side**2
+    x, y = np.unique(shown[:, 0]), np.unique(shown[:, 1])
+    assert len(x) == len(y) == side and np.ptp(np.diff(x)) < 1e-9
+    # Even or odd, the arrows leave as much room at both sides, to within a cell of the lattice.
+    assert abs(x[0] + x[-1]) <= 2 / n + 1e-9
+
+
+def test_the_text_around_a_table_makes_room_for_itself(tmp_path, points):
+    lattice = draw.lattice((-3, 3, -3, 3), 8)
+    for name, column in (("a", ["t = 1"]), ("b", ["t = 1", "noise/signal = 0.1"])):
+        draw.score_field(tmp_path / f"{name}.png", [column], [points], lattice, [-lattice])
+    (width, one), (same, two) = (size_of(tmp_path / f"{name}.png") for name in "ab")
+    assert two == one + plane.LINE and width == same
+
+
+def test_every_row_of_clouds_has_all_columns(tmp_path, points):
+    columns = [["start"], ["samples"]]
+    for rows in (1, 2):
+        named = {f"{i}": [points, points / 2] for i in range(rows)}
+        draw.rows_of_clouds(tmp_path / f"{rows}.png", named, columns, "A note.")
+    (width, one), (same, two) = (size_of(tmp_path / f"{rows}.png") for rows in (1, 2))
+    assert two == one + 190 + 12 and width == same > 2 * 190
 
 
 def test_the_same_input_gives_the_same_bytes(tmp_path, points):
@@ -66,9 +105,10 @@ def test_the_same_input_gives_the_same_bytes(tmp_path, points):
 def test_score_field_shows_the_error_only_where_the_exact_score_is_known(tmp_path, points):
     lattice = draw.lattice((-3, 3, -3, 3), 8)
     learned, exact = [drift_at(lattice), lattice * np.nan], [-lattice, -lattice]
-    draw.score_field(tmp_path / "one.png", [1, 2], [points] * 2, lattice, learned)
-    draw.score_field(tmp_path / "two.png", [1, 2], [points] * 2, lattice, learned, exact)
-    assert size_of(tmp_path / "two.png")[1] == size_of(tmp_path / "one.png")[1] + 250 + 12
+    columns = [["t = 1"], ["t = 2"]]
+    draw.score_field(tmp_path / "one.png", columns, [points] * 2, lattice, learned)
+    draw.score_field(tmp_path / "two.png", columns, [points] * 2, lattice, learned, exact)
+    assert size_of(tmp_path / "two.png")[1] == size_of(tmp_path / "one.png")[1] + 290 + 12
 
 
 def test_error_map_is_white_below_a_hundredth_and_full_from_one_and_where_there_is_no_number():
@@ -191,10 +231,32 @@ def test_animation_has_a_frame_for_each_cloud_and_holds_the_last(tmp_path, point
     assert durations == [60, 60, 2000]
 
 
+def test_the_line_below_a_film_grows_by_the_frame_and_not_by_t(tmp_path, points):
+    draw.animation(tmp_path / "a.gif", [points] * 5, [1000, 300, 30, 3, 0])
+    with Image.open(tmp_path / "a.gif") as film:
+        for k in range(5):
+            film.seek(k)
+            line = np.asarray(film.convert("RGB"), int)[-16, 92:-12]  # (width, 3)
+            orange = (line[:, 0] - line[:, 2] > 100).mean()
+            assert orange == pytest.approx(k / 4, abs=0.02)
+
+
 def test_animation_of_images_has_a_frame_for_each_batch(tmp_path, images):
     draw.animation_images(tmp_path / "a.gif", [images, 255 - images], [1, 0], columns=4, zoom=4)
     with Image.open(tmp_path / "a.gif") as film:
         assert film.n_frames == 2
+
+
+def test_a_grid_of_clouds_has_rows_of_panels_on_the_scale_of_the_first_cloud(tmp_path, points):
+    clouds = [draw.Dots("", points, draw.CLOUD), draw.Dots("", 100 + BAD, draw.MODEL)]
+    for n in (1, 7, 8):
+        named = {f"cloud {k}\nits number": clouds for k in range(n)}
+        draw.cloud_grid(tmp_path / f"{n}.png", named, "A caption.")
+    (width, one), (same, seven), (_, eight) = (size_of(tmp_path / f"{n}.png") for n in (1, 7, 8))
+    assert width == same == 980 and one == seven and 120 < eight - seven < 200
+    with Image.open(tmp_path / "1.png") as picture:  # points that lie beyond the panel are left out
+        pixels = np.asarray(picture.convert("RGB"), int)
+    assert not (pixels[..., 0] - pixels[..., 2] > 100).any()  # orange
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, images):

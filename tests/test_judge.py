@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from lab import draw, judge, points, points_flags
+from lab import draw, judge, levels, points, points_flags
 from lab.errors import UserError
 from lab.points_report import Report
 from npdiff.exact import Gaussian, SwissRoll
@@ -28,7 +28,8 @@ def test_t_is_spread_evenly_and_from_end_to_end():
 
 def test_the_mean_of_the_irreducible_loss_is_that_of_all_t():
     t = judge.evenly(SCHEDULE.T, 20_000)
-    assert judge.irreducible_loss(ROLL, SCHEDULE, t, np.random.default_rng(0)) == IRREDUCIBLE
+    loss, error = judge.irreducible_loss(ROLL, SCHEDULE, t, np.random.default_rng(0))
+    assert loss == IRREDUCIBLE and 0 < error < 0.35 / np.sqrt(20_000)
 
 
 def test_the_exact_predictor_has_no_excess_and_the_irreducible_loss():
@@ -72,12 +73,13 @@ def test_the_score_field_shows_scores(tmp_path, monkeypatch):
     report, shown = report_of(tmp_path, seed=4), {}
     schedule, lattice = report.schedule, draw.lattice((-1.0, 1.0, -1.0, 1.0))
 
-    def look(path, ts, clouds, points, learned, exact):
+    def look(path, columns, clouds, points, learned, exact):
         assert points is lattice
+        ts = [int(title.removeprefix("t = ")) for title, _ in columns]
         shown.update(zip(ts, zip(learned, exact, strict=True), strict=True))
 
     monkeypatch.setattr(draw, "score_field", look)
-    monkeypatch.setattr(draw, "lattice", lambda extent: lattice)
+    monkeypatch.setattr(draw, "lattice", lambda extent, n: lattice)
     report.draw_score(ROLL.exact.predictor(schedule))
     assert len(shown) == 3
     for t, (learned, exact) in shown.items():
@@ -90,12 +92,23 @@ def test_the_score_field_shows_scores(tmp_path, monkeypatch):
 @pytest.mark.parametrize("steps", [1, 50, 1000])
 def test_a_report_keeps_both_ends_of_the_reverse_process_and_about_sixty_clouds(steps):
     report = SimpleNamespace(reverse_process={}, schedule=SCHEDULE)
-    for t in np.linspace(1000, 0, steps + 1).round().astype(int):
+    report.frames = levels.spaced_by_level(SCHEDULE, 58)
+    met = np.linspace(1000, 0, steps + 1).round().astype(int)
+    for t in met:
         Report.see(report, t, np.full((3, 2), t, np.float32))
     ts = list(report.reverse_process)
     assert ts[0] == 1000 and ts[-1] == 0 and ts == sorted(ts, reverse=True)
-    assert min(steps, 50) < len(ts) < 65
     assert all((x_t == t).all() for t, x_t in report.reverse_process.items())
+    # Of each frame the first t that the sampler meets at it or after it.
+    assert set(ts) == {max(t for t in met if t <= frame) for frame in report.frames}
+    assert len(ts) == 60 or steps < 1000
+
+
+def test_the_roll_is_seen_in_more_than_half_of_the_film():
+    """At noise/signal = 1 the noise is as wide as the roll, at 1/5 narrower than its windings."""
+    film = levels.spaced_by_level(SCHEDULE, 58)
+    ratio = SCHEDULE.noise[film] / SCHEDULE.signal[film]
+    assert np.mean(ratio < 1) > 0.75 and np.mean(ratio < 0.2) > 0.3
 
 
 def test_samples_that_are_not_finite_are_refused_before_the_last_ones_are_replaced(tmp_path):

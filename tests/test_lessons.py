@@ -71,6 +71,19 @@ def test_a_lesson_is_flat_and_asks_one_question(path):
     assert len(source.splitlines()) <= (170 if path.stem.startswith("15") else 160)
 
 
+def test_the_readmes_name_each_lesson_with_its_question_and_the_pictures_are_there():
+    root = (LESSONS.parents[1] / "README.md").read_text("utf-8")
+    own = (LESSONS / "README.md").read_text("utf-8")
+    for path in FILES:
+        question = ast.get_docstring(ast.parse(path.read_text("utf-8"))).splitlines()[0]
+        cell = question.replace("|", "\\|")
+        assert f"| [{path.stem}](demos/lessons/{path.name}) | {cell} |" in root
+        assert f"## {path.stem[:2]} {question}\n\n`{path.name}`" in own
+        with Image.open(LESSONS / "pictures" / f"{path.stem[:2]}.png") as picture:
+            assert picture.size == run(path.stem[:2])[2]
+    assert len(FILES) == own.count("\n## ") == root.count("](demos/lessons/")
+
+
 def test_an_equation_with_two_sides_prints_where_they_differ_and_whether_they_agree(capsys):
     lesson.equal("a", np.array([1.0, 2.0]), np.array([1.0, 2.0 + 1e-9]))
     lesson.equal("b", 1.0, 1.0 + 4 * EPS)

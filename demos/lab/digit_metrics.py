@@ -1,4 +1,4 @@
-"""How good are drawn digits? Each figure is to be read beside the one that real digits reach.
+"""How good are drawn digits? Each figure is to be read beside the same one for real digits.
 
 Images x are uint8 of shape (N, 28, 28). Features (N, F) are those of classifier.py.
 """
@@ -45,7 +45,7 @@ def frechet_floor(
     rng: np.random.Generator,
     draws: int = 5,
 ) -> tuple[float, float]:
-    """The Frechet distance that perfect samples reach: that of training digits to the test set.
+    """The Frechet distance of training digits to the test set, which perfect samples would have.
 
     Mean and standard deviation over `draws` random sets of training digits. Each set has as many
     digits of each class as `label` has, or all if the training set has fewer.

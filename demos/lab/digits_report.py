@@ -127,7 +127,8 @@ class Report:
         args, recognised = self.args, q["class_agreement_real"]
         print(f"the classifier that judges recognises {recognised:.2%} of the test digits")
         guidance = f", guidance {args.guidance:g}" if self.label is not None else ""
-        print(f"\n{len(self.x):,} digits by {args.sampler}, {args.sampling_steps} steps{guidance}")
+        drawn = f"{len(self.x):,} digits by {args.sampler}, {args.sampling_steps} steps{guidance}"
+        print(f"\n{drawn}; in brackets, what real digits have in their place")
         rows = {
             "Frechet distance to the test set": (
                 f"{q['frechet_distance']:.3f}",
@@ -203,19 +204,35 @@ class Report:
         return q_sample(x_0, t, eps, self.schedule)
 
     def draw_samples(self) -> None:
-        """The drawn digits, by class if they have one; some above their nearest training digits."""
+        """Drawn digits below real ones; and some above their nearest training digits."""
         out, x, train_x = self.args.out, self.x, self.digits.train_x
-        shown, columns = np.arange(min(100, len(x))), min(10, len(x))
-        if self.label is not None:
-            of_class = [np.flatnonzero(self.label == c)[:10] for c in np.unique(self.label)]
-            columns = min(map(len, of_class))
-            shown = np.concatenate([rows[:columns] for rows in of_class])
-        draw.grid(out / "samples.png", x[shown], columns)
+        real, drawn, columns = self.real_and_drawn()
+        images = np.concatenate([self.digits.test_x[real], x[drawn]])
+        names = [] if self.label is None else [f"{c}" for c in np.unique(self.label)]
+        row_labels = ["real"] * (len(real) // columns) + ["drawn"] * -(-len(drawn) // columns)
+        draw.grid(out / "samples.png", images, columns, names, row_labels)
 
         some = np.linspace(0, len(x) - 1, min(10, len(x))).round().astype(int)
         nearest = train_x[digit_metrics.nearest(x[some], train_x)[1]]
         both, row_labels = np.concatenate([x[some], nearest]), ["drawn", "nearest in training"]
         draw.grid(out / "nearest.png", both, len(some), row_labels=row_labels)
+
+    def real_and_drawn(self, rows: int = 10) -> tuple[np.ndarray, np.ndarray, int]:
+        """Which test digits and which drawn ones are shown, row after row, and the columns.
+
+        There are up to two rows of test digits, and up to `rows` of drawn ones. Where digits were
+        drawn for labels, each column is a class.
+        """
+        if self.label is None:
+            columns = min(10, len(self.x))
+            real = np.arange(columns * min(2, len(self.digits.test_x) // columns))
+            return real, np.arange(min(rows * columns, len(self.x))), columns
+        classes = np.unique(self.label)
+        real, drawn = (
+            equally_many([np.flatnonzero(label == c)[:most] for c in classes])
+            for label, most in ((self.digits.test_label, 2), (self.label, rows))
+        )
+        return real, drawn, len(classes)
 
     def write_inpainted(
         self, x_0: np.ndarray, mask: np.ndarray, drawn: Array, label: np.ndarray
@@ -230,6 +247,12 @@ class Report:
         draw.grid(path, np.concatenate(rows), digits, row_labels=row_labels)
         files.write_npz(self.args.out / "inpainted.npz", x=x, label=label)
         print(f"inpainted.png and inpainted.npz are in {self.args.out}")
+
+
+def equally_many(of_class: list[np.ndarray]) -> np.ndarray:
+    """The first of each class, then the second of each, ..., as far as all of them have one."""
+    fewest = min(map(len, of_class))
+    return np.stack([rows[:fewest] for rows in of_class], axis=1).ravel()
 
 
 def quality(

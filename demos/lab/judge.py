@@ -13,6 +13,7 @@ from lab.points import Draw, Points
 from npdiff.backend import to_numpy
 from npdiff.exact import SwissRoll
 from npdiff.forward import prior_kl, q_sample
+from npdiff.likelihood import mean_and_error
 from npdiff.sampler import Predictor
 from npdiff.schedule import Schedule
 
@@ -112,11 +113,11 @@ def loss_table(
 
 def irreducible_loss(
     data: Points, schedule: Schedule, t: np.ndarray, rng: np.random.Generator
-) -> float | None:
+) -> tuple[float, float] | None:
     """The loss of a perfect network averaged over t, (B,), by one fresh point for each.
 
-    None where the data have no closed form. Sorted t are faster: a piece of large t needs fewer
-    components.
+    Returned with its standard error; None where the data have no closed form. Sorted t are faster:
+    a piece of large t needs fewer components.
     """
     if data.exact is None:
         return None
@@ -124,7 +125,7 @@ def irreducible_loss(
     x_t = q_sample(x_0, t, rng.standard_normal(x_0.shape, dtype=np.float32), schedule)
     pieces = [slice(i, i + PIECE) for i in range(0, len(t), PIECE)]
     loss = [data.exact.irreducible_loss(x_t[piece], t[piece], schedule) for piece in pieces]
-    return float(np.concatenate(loss).mean())
+    return mean_and_error(np.concatenate(loss).astype(np.float64))
 
 
 def average(pieces: list[dict[str, float]]) -> dict[str, float]:
@@ -143,7 +144,7 @@ def evenly(T: int, n: int) -> np.ndarray:
 
 
 def sample_quality(x: np.ndarray, data: Points, rng: np.random.Generator) -> dict[str, float]:
-    """How close samples are to fresh data, and how close real data come in their place.
+    """How close samples are to fresh data, and the same figures for real data in their place.
 
     The energy distance stands beside its mean and standard deviation between real sets of as many
     points. For the swiss roll there are also the mean and the 95th percentile of the distance to

@@ -1,6 +1,7 @@
-"""How good are samples of points in the plane, and how good could they be?
+"""How good are samples of points in the plane?
 
-Each figure comes with the one that real data reach in the samples' place.
+Each figure comes with the same one for real data in the samples' place. Samples can fall on either
+side of it, and a perfect sampler has the same on average.
 """
 
 import numpy as np
@@ -38,8 +39,8 @@ def energy_distance(x: np.ndarray, y: np.ndarray) -> float:
 def real_against_real(sets: list[np.ndarray]) -> tuple[float, float]:
     """Mean and standard deviation of the energy distance between two sets of real points.
 
-    No sampler can do better. All pairs of these sets are taken, and the mean distance within each
-    set is computed once.
+    A perfect sampler has the same on average. All pairs of these sets are taken, and the mean
+    distance within each set is computed once.
     """
     within = [mean_distance(x, x, same=True) for x in sets]
     values = [

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from lab import cli, draw, files, judge, likelihood_report, progress
+from lab import cli, draw, files, judge, levels, likelihood_report, progress
 from lab.points import Points
 from npdiff import __version__
 from npdiff.backend import Array, to_numpy
@@ -18,6 +18,7 @@ from npdiff.sampler import Predictor
 from npdiff.schedule import Schedule
 
 DRAWN = 3000  # points in a panel
+HOW_T_IS_DRAWN = {"uniform": "uniformly", "early": "early: small t more often"}
 
 
 class Report:
@@ -35,7 +36,9 @@ class Report:
         self.started = time.monotonic()
         cli.own_folder(args)
         args.settings["digest"] = data.digest
-        self.reverse_process: dict[int, np.ndarray] = {}  # x_t at about sixty t
+        self.columns = levels.spaced_by_level(schedule, 3)  # the t of the pictures
+        self.frames = {*self.columns, *levels.spaced_by_level(schedule, 55)}  # those of the film
+        self.reverse_process: dict[int, np.ndarray] = {}  # x_t at some sixty t
         self.curve: list[dict[str, float]] = []  # the losses at some thirty t
         self.metrics: dict[str, Any] = {"npdiff": __version__, "settings": args.settings}
         self.metrics["backend"] = xp.__name__
@@ -53,13 +56,23 @@ class Report:
             )
 
     def irreducible_loss(self, t: np.ndarray) -> float | None:
-        """The loss of a perfect network at the t that training draws, shown beside its loss."""
-        return judge.irreducible_loss(self.data, self.schedule, np.sort(t), self.rng)
+        """Say how training draws t, and return the loss of a perfect network at these t.
+
+        It stands beside the loss in the line of progress.
+        """
+        print(f"training draws t {HOW_T_IS_DRAWN[self.args.draw_t]}")
+        found = judge.irreducible_loss(self.data, self.schedule, np.sort(t), self.rng)
+        if found is None:
+            return None
+        loss, error = found
+        self.metrics["irreducible_loss_in_training"] = loss
+        print(f"with t drawn so, the irreducible loss is {loss:.4f} +- {error:.4f}")
+        return loss
 
     def see(self, t: int, x_t: Array) -> None:
-        """Keep about sixty of the clouds of the reverse process, for the pictures."""
+        """Keep x_t where t is one of the film's, or the first t after it that the sampler meets."""
         kept = self.reverse_process
-        if not kept or t <= min(kept) - self.schedule.T / 60 or t == 0:
+        if any(t <= frame < min(kept, default=self.schedule.T + 1) for frame in self.frames):
             kept[t] = to_numpy(x_t)
 
     def keep_samples(self, samples: Array) -> None:
@@ -78,7 +91,8 @@ class Report:
         self.metrics["loss_at_t"] = self.curve
 
         heading = f" {'irreducible':>12} {'excess':>9}" if data.exact else ""
-        print(f"\n{'t':>6} {'loss':>9}{heading}")
+        print(f"\nthe loss at some t, and its mean over t = 1..{schedule.T}, each t counted once")
+        print(f"{'t':>6} {'loss':>9}{heading}")
         shown = {ts[round(i * (len(ts) - 1) / 9)] for i in range(10)}
         rows = {f"{row['t']}": row for row in self.curve if row["t"] in shown}
         for name, row in {**rows, "mean": mean}.items():
@@ -90,7 +104,8 @@ class Report:
         q = judge.sample_quality(to_numpy(samples), self.data, self.rng)
         self.metrics |= q
         args = self.args
-        print(f"\n{len(samples):,} samples by {args.sampler}, {args.sampling_steps} steps")
+        drawn = f"{len(samples):,} samples by {args.sampler}, {args.sampling_steps} steps"
+        print(f"\n{drawn}; in brackets, what real data have in their place")
         if "energy_distance" in q:
             n = q["energy_distance_points"]
             spread = f"{q['energy_distance_real']:.5f} +- {q['energy_distance_real_std']:.5f}"
@@ -123,28 +138,36 @@ class Report:
 
     def draw_processes(self, predict_eps: Predictor) -> None:
         """The forward process, the reverse process and the drift between them; and the film."""
-        out, T, kept = self.args.out, self.schedule.T, self.reverse_process
-        ts = [min(kept, key=lambda t: abs(t - near)) for near in (0, T / 20, T / 4, T / 2, T)]
+        out, kept = self.args.out, self.reverse_process
+        # The nearest t that were kept: a sampler that jumps does not meet every t.
+        ts = sorted({min(kept, key=lambda t: abs(t - wanted)) for wanted in self.columns})
         forward = [self.noised(t) for t in ts]
         reverse = [kept[t][:DRAWN] for t in ts]
-        points = draw.lattice(draw.square_around(np.concatenate(forward)))
+        points = draw.lattice(draw.square_around(np.concatenate(forward)), 11)
         drifts = [(points, self.drift(predict_eps, points, t)) if t else None for t in ts]
-        draw.reverse_process(out / "reverse_process.png", ts, forward, reverse, drifts)
+        columns = [self.title(t) for t in ts]
+        draw.reverse_process(out / "reverse_process.png", columns, forward, reverse, drifts)
         if self.args.gif:
             clouds = [x[:DRAWN] for x in kept.values()]
             draw.animation(out / "reverse_process.gif", clouds, list(kept))
 
     def draw_score(self, predict_eps: Predictor) -> None:
-        """The learned score at three t, beside the exact one where it is known."""
-        T, schedule, exact = self.schedule.T, self.schedule, self.data.exact
-        ts = [max(1, T // 50), max(1, T // 10), max(1, 3 * T // 10)]
+        """The learned score at a few t, beside the exact one where it is known."""
+        schedule, exact = self.schedule, self.data.exact
+        ts = self.columns[1:-1] or [schedule.T]
         clouds = [self.noised(t) for t in ts]
-        points = draw.lattice(draw.square_around(np.concatenate([*clouds, self.noised(T)])))
+        points = draw.lattice(draw.square_around(np.concatenate(clouds)), 33)
         learned = [self.score(predict_eps, points, t) for t in ts]
         best = None
         if exact:
             best = [exact.score(points, schedule.signal[t], schedule.noise[t]) for t in ts]
-        draw.score_field(self.args.out / "score_field.png", ts, clouds, points, learned, best)
+        columns = [self.title(t) for t in ts]
+        draw.score_field(self.args.out / "score_field.png", columns, clouds, points, learned, best)
+
+    def title(self, t: int) -> tuple[str, str]:
+        """The title of a column of a picture: t, and how noisy x_t is."""
+        ratio = self.schedule.noise[t] / self.schedule.signal[t]
+        return f"t = {t}", f"noise/signal = {ratio:.{3 if ratio >= 1 else 2}g}"
 
     def draw_losses(self) -> None:
         """The loss at each t beside the irreducible one."""

@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageColor
 
-from lab.draw.page import INK, MODEL, RULE, SCALE, Figure, table, write
+from lab.draw.page import DATA, INK, MODEL, RULE, SCALE, Figure, table, write
+
+COLORS = {"real": DATA, "drawn": MODEL}  # of these labels; others are black
 
 
 def grid(
@@ -26,7 +28,7 @@ def grid(
     columns : the number of images in a row; the last row may be shorter
     column_labels, row_labels : one for each column and row, or none
     """
-    labels = [[(label, INK)] for label in row_labels]
+    labels = [[(label, COLORS.get(label, INK))] for label in row_labels]
     table(rows_of(images, columns, zoom), column_labels, labels, gap=2).save(path, smooth=False)
 
 
@@ -64,18 +66,18 @@ def rows_of(images: np.ndarray, columns: int, zoom: int) -> list[list[Image.Imag
 def film(path: str | Path, pictures: Sequence[Image.Image], ts: Sequence[int]) -> None:
     """A GIF of the pictures, the last one shown for two seconds.
 
-    Below each stand its t, and a line that grows as t falls from T to 0.
+    Below each stand its t, and a line that grows from the first picture to the last.
     """
     shades = [mix(color, np.linspace(0, 1, 16)) for color in (MODEL, INK)]  # oranges and greys
     palette = Image.new("P", (1, 1))
     palette.putpalette(np.concatenate(shades).tobytes())
     frames = []
-    for picture, t in zip(pictures, ts, strict=True):
+    for i, (picture, t) in enumerate(zip(pictures, ts, strict=True)):
         width, height = picture.width // SCALE, picture.height // SCALE
         figure = Figure(width + 20, height + 44)
         figure.put(picture, 10, 10)
         figure.text(10, height + 33, f"t = {t}", 15)
-        done = 1 - t / max(*ts, 1)
+        done = i / max(len(ts) - 1, 1)
         figure.rule(90, height + 28, width + 10, height + 28, RULE, 2)
         figure.rule(90, height + 28, 90 + done * (width - 80), height + 28, MODEL, 2)
         frames.append(figure.reduced().quantize(palette=palette, dither=Image.Dither.NONE))
