@@ -124,8 +124,10 @@ def predictor(
 
     eps_hat = (1 + w) eps_hat(x_t | label) - w eps_hat(x_t)
 
-    Eq. (6), Ho & Salimans 2022, arXiv:2207.12598. Both predictions come from one call of the
-    network, on 2 B rows.
+    Eq. (6), Ho & Salimans 2022, arXiv:2207.12598. By Bayes' rule this is the noise of the score of
+    p(x_t | label) p(label | x_t)^w, so samples move to where the label is certain. One network
+    gives both predictions, since in training some labels are dropped (NO_CLASS). Both come from one
+    call, on 2 B rows.
 
     Parameters
     ----------

@@ -1,11 +1,14 @@
 """The check of gradients is itself checked: each slip is planted once."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
-from conftest import normal_values
+from conftest import normal_values, random_mlp
 
-from npdiff.gradcheck import check_pair, directional_error
-from npdiff.nn import ops
+from npdiff.gradcheck import check_jvp, check_pair, directional_error
+from npdiff.nn import mlp, ops
+from npdiff.nn.params import unflatten
 
 TOLERANCE = 1e-5  # as in test_ops
 
@@ -103,3 +106,45 @@ def test_the_direction_is_no_more_than_45_degrees_from_the_gradient(seed):
     direction = (points[0] - points[1]) / 2
     assert np.linalg.norm(direction) == pytest.approx(1)
     assert (grad * direction).sum() >= 0.7 * np.linalg.norm(grad)
+
+
+def jvp_errors(seed, jvp=mlp.jvp, backward=mlp.backward):
+    """check_jvp of an MLP with one of its three parts replaced."""
+    theta, like = random_mlp(np.random.default_rng(seed))
+    net = SimpleNamespace(forward=mlp.forward, backward=backward, jvp=jvp)
+    x, level = normal_values(seed + 1, 4, 2), 2 * normal_values(seed + 2, 4)
+    return check_jvp(net, unflatten(theta, like), x, level, np.random.default_rng([seed, 1]))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_check_jvp_passes_a_right_derivative(seed):
+    errors = jvp_errors(seed)
+    assert max(errors.values()) < TOLERANCE
+    assert errors["duality"] < 1e-12  # no difference quotient: rounding alone
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_check_jvp_catches_a_planted_slip_and_names_it(seed):
+    def of_change(change):
+        def jvp(params, x, level, d_x, d_level):
+            out, _, cache = mlp.jvp(params, x, level, d_x, d_level)
+            return out, change(params, x, level, d_x, d_level), cache
+
+        return jvp_errors(seed, jvp)
+
+    halved = of_change(lambda *a: 0.5 * mlp.jvp(*a)[1])
+    assert min(halved.values()) > 100 * TOLERANCE
+
+    deaf = of_change(
+        lambda params, x, level, d_x, d_level: mlp.jvp(params, x, level, d_x, 0 * level)[1]
+    )
+    assert deaf["x"] < TOLERANCE and deaf["duality"] < TOLERANCE
+    assert min(deaf["level"], deaf["both"]) > 100 * TOLERANCE
+
+    def another_backward(params, cache, grad_out):  # with the rows reversed
+        grad_x, grads = mlp.backward(params, cache, grad_out)
+        return grad_x[::-1], grads
+
+    wrong_way_back = jvp_errors(seed, backward=another_backward)
+    assert wrong_way_back.pop("duality") > 100 * TOLERANCE
+    assert max(wrong_way_back.values()) < TOLERANCE

@@ -339,14 +339,14 @@ def swallowing(source: str) -> list[str]:
 
 
 def with_default_ops(source: str) -> list[str]:
-    """The functions other than a network's `forward` whose parameter `ops` has a default."""
+    """The functions other than a network's `forward` and `jvp` whose `ops` has a default."""
     result = []
     for function in functions(source):
         arguments = [*function.args.posonlyargs, *function.args.args]
         last = arguments[len(arguments) - len(function.args.defaults) :]
         keyword = zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True)
         optional = [*last, *(a for a, default in keyword if default is not None)]
-        if function.name != "forward" and "ops" in [a.arg for a in optional]:
+        if function.name not in ("forward", "jvp") and "ops" in [a.arg for a in optional]:
             result.append(function.name)
     return result
 

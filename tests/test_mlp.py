@@ -3,10 +3,12 @@ import pytest
 from conftest import EPS, RecordedOps, normal_values, seeds
 from hypothesis import example, given
 from hypothesis import strategies as st
+from strict_array import asarray, no_sync
 
-from npdiff.gradcheck import check_pair, directional_error
+from npdiff.fast import numpy_ops
+from npdiff.gradcheck import check_jvp, check_pair, directional_error
 from npdiff.nn import mlp, ops
-from npdiff.nn.params import flatten, leaves, unflatten
+from npdiff.nn.params import flatten, leaves, map_leaves, unflatten
 
 TOLERANCE = 1e-5  # as in test_ops
 
@@ -47,6 +49,53 @@ def test_backward_is_the_gradient_of_forward(seed, batch, dim, hidden, layers):
 
         assert directional_error(loss_of_leaf, leaf, grad, rng) < TOLERANCE
         start = stop
+
+
+@given(seeds, st.integers(1, 4), st.integers(1, 3), st.integers(1, 6), st.integers(0, 3))
+def test_jvp_is_the_derivative_of_forward_in_a_direction(seed, batch, dim, hidden, layers):
+    # Of the levels, 4 times a normal variable, one in twelve lies beyond the range, where they
+    # count as its end.
+    params, rng = random_net(seed, dim, hidden, layers), np.random.default_rng(seed + 1)
+    x, level = normal_values(seed + 2, batch, dim), 4 * normal_values(seed + 3, batch)
+    errors = check_jvp(mlp, params, x, level, rng)
+    assert set(errors) == {"x", "level", "both", "duality"}
+    assert max(errors.values()) < TOLERANCE, errors
+
+
+def test_the_derivative_along_a_level_beyond_the_range_is_0():
+    params, x = random_net(0), normal_values(1, 5, 2)
+    level = np.array([-np.inf, -7.1, 7.1, np.inf, 0.0])
+    _, d_out, _ = mlp.jvp(params, x, level, 0 * x, np.ones(5))
+    assert not d_out[:4].any() and d_out[4].all()
+
+
+def test_jvp_puts_out_what_forward_does_and_its_cache_leads_back():
+    params, x, level = random_net(0), normal_values(1, 4, 2), normal_values(2, 4)
+    out, cache = mlp.forward(params, x, level)
+    out_jvp, _, cache_jvp = mlp.jvp(params, x, level, x, level)
+    np.testing.assert_array_equal(out_jvp, out)
+    grad_x, grads = mlp.backward(params, cache, out)
+    grad_x_jvp, grads_jvp = mlp.backward(params, cache_jvp, out)
+    np.testing.assert_array_equal(grad_x_jvp, grad_x)
+    np.testing.assert_array_equal(flatten(grads_jvp), flatten(grads))
+
+
+@given(seeds, st.floats(-3, 3), st.floats(-3, 3))
+def test_jvp_is_linear_in_the_direction(seed, a, b):
+    params, x, level = random_net(seed), normal_values(seed, 3, 2), normal_values(seed + 1, 3)
+    d_x, d_level = normal_values(seed + 2, 3, 2), normal_values(seed + 3, 3)
+    along_x = mlp.jvp(params, x, level, d_x, 0 * d_level)[1]
+    along_level = mlp.jvp(params, x, level, 0 * d_x, d_level)[1]
+    _, d_out, _ = mlp.jvp(params, x, level, a * d_x, b * d_level)
+    size = 3 * (np.abs(along_x).max() + np.abs(along_level).max())
+    np.testing.assert_allclose(d_out, a * along_x + b * along_level, rtol=0, atol=1024 * EPS * size)
+
+
+def test_jvp_refuses_a_direction_of_another_shape():
+    params, x, level = random_net(0), normal_values(1, 4, 2), normal_values(2, 4)
+    for d_x, d_level in ((x[:1], level), (x, level[:1]), (x, level[:, None])):
+        with pytest.raises(ValueError, match="d_x and d_level must have the shapes"):
+            mlp.jvp(params, x, level, d_x, d_level)
 
 
 def test_gradients_have_every_leaf_in_the_order_of_the_parameters():
@@ -91,6 +140,9 @@ def test_the_precision_of_x_is_kept_forward_and_back(dtype):
     )
     grad_x, grads = mlp.backward(params, cache, out)
     assert {a.dtype for a in (out, grad_x, *leaves(grads))} == {np.dtype(dtype)}
+    x, level = normal_values(1, 3, 2, dtype=dtype), normal_values(2, 3, dtype=dtype)
+    _, d_out, _ = mlp.jvp(params, x, level, x, level)
+    assert d_out.dtype == dtype
 
 
 def test_the_network_hears_x_and_the_level_and_mixes_no_rows():
@@ -198,6 +250,27 @@ def test_ops_that_are_handed_in_are_the_only_ones_called_forward_and_back():
     grad_x_plain, grads_plain = mlp.backward(params, cache, out)
     np.testing.assert_array_equal(grad_x, grad_x_plain)
     np.testing.assert_array_equal(flatten(grads), flatten(grads_plain))
+
+
+@pytest.mark.parametrize("of", [ops, numpy_ops], ids=["plain", "fast"])
+def test_jvp_takes_the_ops_that_are_handed_in(of):
+    params, x, level = random_net(0), normal_values(1, 4, 2), normal_values(2, 4)
+    handed_in = RecordedOps(of)
+    (out, d_out, cache), strays = handed_in.strays(mlp.jvp, params, x, level, x, level, handed_in)
+    assert cache[0] is handed_in and not strays
+    out_plain, d_out_plain, _ = mlp.jvp(params, x, level, x, level)
+    for a, b in ((out, out_plain), (d_out, d_out_plain)):
+        np.testing.assert_allclose(a, b, rtol=0, atol=256 * EPS * np.abs(b).max())
+
+
+def test_jvp_obeys_the_rules_of_the_device_and_does_not_wait_for_it():
+    params, x, level = random_net(0), normal_values(1, 4, 2), normal_values(2, 4)
+    _, expected, _ = mlp.jvp(params, x, level, x, level)
+    moved = map_leaves(asarray, params)
+    x, level = asarray(x), asarray(level)
+    with no_sync():
+        _, d_out, _ = mlp.jvp(moved, x, level, x, level)
+    np.testing.assert_array_equal(d_out.get(), expected)
 
 
 @pytest.mark.parametrize("layers", [0, 3, 12])

@@ -46,7 +46,8 @@ def test_every_op_of_the_file_is_a_pair_and_is_checked_here():
         if f.__module__ == ops.__name__ and not name.startswith("_")
     }
     here = {f"{name}_{way}" for name in pairs(0, 2, 2, 2) for way in ("forward", "backward")}
-    assert names == here | {"level_waves", "check_inputs"}  # nothing goes back to the level
+    jvps = {"linear_jvp", "silu_jvp", "level_waves_jvp"}
+    assert names == here | jvps | {"level_waves", "check_inputs"}  # nothing goes back to the level
 
 
 @pytest.mark.parametrize("name", pairs(0, 2, 2, 2))
@@ -145,3 +146,38 @@ def test_levels_of_data_and_of_pure_noise_count_as_the_ends_of_the_range():
     y = ops.level_waves(ends, np.array([0.3, 1.7]))
     for row, end in ((0, 2), (1, 2), (4, 3), (5, 3)):
         np.testing.assert_array_equal(y[row], y[end])
+
+
+@pytest.mark.parametrize("name", ["linear", "silu"])
+@given(seed=seeds, batch=sizes, inputs=sizes, outputs=sizes)
+def test_jvp_and_backward_are_transposed(name, seed, batch, inputs, outputs):
+    """grad_y . (J d_x) = (J^T grad_y) . d_x, up to the rounding of two sums of the same terms."""
+    forward, backward, x, params = pairs(seed, batch, inputs, outputs)[name]
+    y, cache = forward(x, **params)
+    rng = generator(seed)
+    grad_y, d_x = rng.standard_normal(y.shape), rng.standard_normal(x.shape)
+    d_y = {"linear": ops.linear_jvp, "silu": ops.silu_jvp}[name](d_x, cache)
+    grad_x, _ = backward(grad_y, cache)
+    w = np.abs(params.get("w", np.eye(x.shape[1])))
+    size = (np.abs(grad_y) * (np.abs(d_x) @ w)).sum()  # of the terms; |dy/dx| of silu is below 1.1
+    assert (grad_y * d_y).sum() == pytest.approx((grad_x * d_x).sum(), rel=0, abs=64 * EPS * size)
+
+
+@given(st.lists(st.floats(-20, 20), min_size=1, max_size=5), st.integers(1, 6), seeds)
+def test_level_waves_jvp_is_the_slope_of_the_waves_and_0_beyond_the_range(levels, waves, seed):
+    # The difference errs by h^2 f^3 / 6 < 2e-10, and by rounding, 2e-16 / h. Across an end of the
+    # range there is no slope, so those levels are moved.
+    h, level, frequencies = 1e-5, np.array(levels), np.linspace(0.2, 2, waves)
+    level += 4 * h * (np.abs(np.abs(level) - 7) < 2 * h)
+    d_level = normal_values(seed, len(level))
+    d_waves = ops.level_waves_jvp(d_level, level, frequencies)
+    ahead, behind = (ops.level_waves(level + step, frequencies) for step in (h, -h))
+    slope = (ahead - behind) / (2 * h) * d_level[:, None]
+    np.testing.assert_allclose(d_waves, slope, rtol=0, atol=1e-9 * np.abs(d_level).max())
+    assert not d_waves[np.abs(level) > 7].any()
+    assert d_waves[np.abs(level) < 7].any(axis=1).all()
+
+
+def test_level_waves_jvp_at_data_and_at_pure_noise_is_0():
+    ends = np.array([-np.inf, np.inf])
+    assert not ops.level_waves_jvp(np.ones(2), ends, np.array([0.3, 1.7])).any()

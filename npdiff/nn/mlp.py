@@ -1,8 +1,9 @@
 """A multilayer perceptron for points in the plane, or in any few dimensions: out = net(x, level).
 
-    init(rng)                         -> params
-    forward(params, x, level)         -> out, cache
-    backward(params, cache, grad_out) -> grad_x, grads
+    init(rng)                           -> params
+    forward(params, x, level)           -> out, cache
+    backward(params, cache, grad_out)   -> grad_x, grads
+    jvp(params, x, level, d_x, d_level) -> out, d_out, cache
 
 The network is made of the pairs of `ops`: npdiff/nn/ops.py, unless `forward` is given others. The
 cache passes them on to `backward`.
@@ -15,7 +16,7 @@ import numpy as np
 
 from npdiff.backend import Array, get_array_module
 from npdiff.nn import ops
-from npdiff.nn.ops import Cache, Grads, check_inputs
+from npdiff.nn.ops import Cache, Grads, check_inputs, level_waves_jvp, linear_jvp, silu_jvp
 from npdiff.nn.params import Tree
 
 # Waves along level = log(noise / signal): the longest spans the whole range of levels, the shortest
@@ -85,6 +86,32 @@ def backward(params: Tree, cache: Cache, grad_out: Array) -> tuple[Array, Tree]:
     return grad_inputs[:, : -2 * len(FREQUENCIES)], grads
 
 
+def jvp(
+    params: Tree, x: Array, level: Array, d_x: Array, d_level: Array, ops: Any = ops
+) -> tuple[Array, Array, Cache]:
+    """out, its derivative d_out when x and level move at the rates d_x and d_level, and the cache.
+
+    d_out = (d out / d x) d_x + (d out / d level) d_level
+
+    A Jacobian-vector product: the lines of `forward`, each differentiated, in the same order. What
+    they need is in the caches, which all `ops` fill alike. `backward` may follow from `cache`.
+    """
+    if d_x.shape != x.shape or d_level.shape != level.shape:
+        raise ValueError(
+            f"d_x and d_level must have the shapes of x and level, {x.shape} and {level.shape}, "
+            f"got {d_x.shape} and {d_level.shape}"
+        )
+    out, cache = forward(params, x, level, ops)
+    _, first, layers, silu, last = cache
+    d_waves = level_waves_jvp(d_level, level, FREQUENCIES)  # (B, 12)
+    d_inputs = get_array_module(x).concatenate([d_x, d_waves], axis=1)  # (B, dim + 12)
+    d_h = linear_jvp(d_inputs, first)  # (B, hidden)
+    for name in hidden_layers(params):
+        d_h = residual_jvp(d_h, layers[name])  # (B, hidden)
+    d_h = silu_jvp(d_h, silu)  # (B, hidden)
+    return out, linear_jvp(d_h, last), cache
+
+
 def residual_forward(x: Array, linear: Tree, ops: Any) -> tuple[Array, Cache]:
     """y = x + linear(silu(x)): the layer learns what to add to x.   x (B, C) -> y (B, C)."""
     h, silu_cache = ops.silu_forward(x)
@@ -98,3 +125,10 @@ def residual_backward(grad_y: Array, cache: Cache, ops: Any) -> tuple[Array, Gra
     grad_h, grads = ops.linear_backward(grad_y, linear_cache)
     grad_h, _ = ops.silu_backward(grad_h, silu_cache)
     return grad_y + grad_h, grads
+
+
+def residual_jvp(d_x: Array, cache: Cache) -> Array:
+    """d_y = d_x, through the skip connection, plus the derivative of the layer."""
+    silu_cache, linear_cache = cache
+    d_h = silu_jvp(d_x, silu_cache)
+    return d_x + linear_jvp(d_h, linear_cache)

@@ -7,6 +7,12 @@ For a loss L, grad_y is dL/dy, the upstream gradient; by the chain rule grad_x =
 `cache` is what the backward pass needs from the forward pass. `grads` holds the gradients of the
 parameters, under the names that the forward pass gives them. No state is kept anywhere. To check a
 pair of your own, see npdiff/gradcheck.py.
+
+Some have a third part, the derivative of y when x moves and the parameters do not:
+
+    d_y = op_jvp(d_x, cache)
+
+d_x is the rate at which x moves, and d_y = (dy/dx) d_x, a Jacobian-vector product.
 """
 
 import numpy as np
@@ -33,6 +39,12 @@ def linear_backward(grad_y: Array, cache: Cache) -> tuple[Array, Grads]:
     return grad_x, {"w": grad_w, "b": grad_b}
 
 
+def linear_jvp(d_x: Array, cache: Cache) -> Array:
+    """d_y = d_x w."""
+    _, w = cache
+    return d_x @ w
+
+
 def silu_forward(x: Array) -> tuple[Array, Cache]:
     """y = x sigmoid(x).   any shape."""
     s = sigmoid(x)
@@ -44,6 +56,12 @@ def silu_backward(grad_y: Array, cache: Cache) -> tuple[Array, Grads]:
     """dL/dx = dL/dy dy/dx, with s = sigmoid(x) and dy/dx = s + x s (1 - s) = s + y (1 - s)."""
     s, y = cache
     return grad_y * (s + y * (1 - s)), {}
+
+
+def silu_jvp(d_x: Array, cache: Cache) -> Array:
+    """d_y = dy/dx d_x, with the dy/dx of `silu_backward`."""
+    s, y = cache
+    return d_x * (s + y * (1 - s))
 
 
 def embed_forward(x: Array, frequencies: Array) -> tuple[Array, Cache]:
@@ -76,6 +94,19 @@ def level_waves(level: Array, frequencies: np.ndarray) -> Array:
     level = xp.clip(level, LEVEL_MIN, LEVEL_MAX)[:, None]  # (B, 1)
     waves, _ = embed_forward(level, xp.asarray(frequencies[None].astype(level.dtype)))
     return waves
+
+
+def level_waves_jvp(d_level: Array, level: Array, frequencies: np.ndarray) -> Array:
+    """[cos(level f) f d_level, -sin(level f) f d_level]; 0 where the level is clipped.
+
+    d_level, level (B,), frequencies (F,) on the host -> (B, 2 F).
+    """
+    xp = get_array_module(level)
+    f = xp.asarray(frequencies[None].astype(level.dtype))  # (1, F)
+    inside = (level >= LEVEL_MIN) & (level <= LEVEL_MAX)
+    angle = xp.clip(level, LEVEL_MIN, LEVEL_MAX)[:, None] * f  # (B, F)
+    d_angle = (inside * d_level)[:, None] * f  # (B, F)
+    return xp.concatenate([xp.cos(angle) * d_angle, -xp.sin(angle) * d_angle], axis=1)
 
 
 def check_inputs(x: Array, level: Array) -> None:
