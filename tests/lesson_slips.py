@@ -1,6 +1,6 @@
 """Classic slips in the book that make a printed line of a lesson disagree.
 
-    python tests/lesson_slips.py            all of them, two at a time, in some ten minutes
+    python tests/lesson_slips.py            all of them, two at a time, in some seven minutes
     python tests/lesson_slips.py sampler    those with this word in their file or description
 
 They are planted as those of slips.py are.
@@ -11,6 +11,28 @@ import sys
 from slips import Slip, main
 
 LESSON_SLIPS = [
+    # 01 Why the marginal is that Gaussian
+    Slip(
+        "forward.py",
+        "the variance for the deviation of the noise in a step of the chain",
+        "return s.alpha**0.5 * x_prev + s.beta**0.5 * eps",
+        "return s.alpha**0.5 * x_prev + s.beta * eps",
+        "test_lessons.py -k 01",
+    ),
+    Slip(
+        "forward.py",
+        "the deviation for the variance of the marginal",
+        "return s.signal * x_0, s.noise**2",
+        "return s.signal * x_0, s.noise",
+        "test_lessons.py -k 01",
+    ),
+    Slip(
+        "normal.py",
+        "the density of a normal without the root of its variance",
+        "return -0.5 * (LOG_2PI + log(var) + (x - mean) ** 2 / var)",
+        "return -0.5 * (LOG_2PI + (x - mean) ** 2 / var)",
+        "test_lessons.py -k 01",
+    ),
     # 02 Where the posterior comes from
     Slip(
         "forward.py",
@@ -528,6 +550,64 @@ LESSON_SLIPS = [
         "mean = s.signal_prev * x_0_hat + (s.noise_prev**2 - sigma**2) ** 0.5 * eps_hat",
         "mean = s.signal_prev * x_0_hat + (s.noise**2 - sigma**2) ** 0.5 * eps_hat",
         "test_lessons.py -k 15",
+    ),
+    # 16 Flow matching
+    Slip(
+        "papers/flow_matching.py",
+        "the weight of the flow-matching loss upside down, in the lesson",
+        "weight = std**-2",
+        "weight = std**2",
+        "test_lessons.py -k 16",
+    ),
+    Slip(
+        "papers/flow_matching.py",
+        "a velocity from v with noise - signal, in the lesson",
+        "return v / s.std - (s.signal - s.noise) / s.std**2 * x_t",
+        "return v / s.std + (s.signal - s.noise) / s.std**2 * x_t",
+        "test_lessons.py -k 16",
+    ),
+    Slip(
+        "exact.py",
+        "the sum of eps and x_0 for their difference",
+        "predict_eps(x_t, t) - predict_x_0(x_t, t)",
+        "predict_eps(x_t, t) + predict_x_0(x_t, t)",
+        "test_lessons.py -k 16",
+    ),
+    Slip(
+        "papers/flow_matching.py",
+        "an Euler step away from the data",
+        "x_prev = x_t + (s.noise_prev - s.noise) * slope",
+        "x_prev = x_t + (s.noise - s.noise_prev) * slope",
+        "test_lessons.py -k 16",
+    ),
+    # 17 One step
+    Slip(
+        "papers/consistency.py",
+        "a pair whose signal is that of t",
+        "return s.signal_prev * x_0 + s.noise_prev * eps",
+        "return s.signal * x_0 + s.noise_prev * eps",
+        "test_lessons.py -k 17",
+    ),
+    Slip(
+        "papers/distillation.py",
+        "the teacher asked twice at the first of its two steps, in the lesson",
+        "teacher(x_mid, 2 * t - 1)",
+        "teacher(x_mid, 2 * t)",
+        "test_lessons.py -k 17",
+    ),
+    Slip(
+        "papers/consistency.py",
+        "the target of f with the wrong sign in units of v",
+        "error = out - (s.signal * x_t - target) / s.noise",
+        "error = out - (s.signal * x_t + target) / s.noise",
+        "test_lessons.py -k 17",
+    ),
+    Slip(
+        "papers/flow_matching.py",
+        "differences for slopes in the straightness",
+        "(step.x_t - step.x_prev) * schedule.T for step",
+        "(step.x_t - step.x_prev) for step",
+        "test_lessons.py -k 17",
     ),
 ]
 

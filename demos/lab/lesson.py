@@ -13,7 +13,7 @@ def begin(question: str | None) -> None:
     """--help and refusals as in every script; then the lesson's question and the table's head."""
     script.begin(question, FOLDER)
     print((question or "").splitlines()[0])
-    print(f"\n{'':50}{'left side':>13}{'right side':>13}  difference")
+    print(f"\n{'arrays: where they differ most':50}{'left side':>13}{'right side':>13}  difference")
 
 
 def equal(

@@ -24,13 +24,16 @@ from npdiff.schedule import Schedule, cosine
 
 rng = np.random.default_rng(0)
 schedule = cosine(T=20)
-x_0, eps = np.array([[1.0]]), np.array([[-1.5]])  # one row of one coordinate each
+x_0 = np.array([[1.0]])  # one row of one coordinate
+eps = np.array([[-1.5]])
 x = np.linspace(-12, 12, 24_001)[:, None]  # a grid: every x_{t-1} that x_t may have come from
-dx, views = 24 / 24_000, []
+dx = 24 / 24_000
+views = []
 
 print("Bayes' rule on the grid: likelihood of x_{t-1} times prior, over the integral of the two")
 for t in (2, 10, 18):
-    s, x_t = schedule.at(t, x_0), q_sample(x_0, t, eps, schedule)
+    s = schedule.at(t, x_0)
+    x_t = q_sample(x_0, t, eps, schedule)
     # The chain has no memory: once x_{t-1} is known, x_0 says nothing more about x_t.
     likelihood = np.exp(normal.log_prob(x_t, s.alpha**0.5 * x, s.beta))  # q(x_t | x_{t-1} = x)
     prior = np.exp(normal.log_prob(x, *q_marginal(x_0, t - 1, schedule)))  # q(x_{t-1} = x | x_0)
@@ -50,19 +53,22 @@ for t in (2, 10, 18):
         draw.Series("prior", x[near, 0], prior[near, 0] / prior.max(), draw.DATA),
         draw.Series("product", x[near, 0], posterior[near, 0] / posterior.max(), draw.INK, 2.4),
     ]
-    title, extent = f"A step back from t = {t} of 20", (x[near].min(), x[near].max(), 0, 1.1)
+    title = f"A step back from t = {t} of 20"
+    extent = (x[near].min(), x[near].max(), 0, 1.1)
     views.append(draw.View(title, lines, "x_{t-1}", "density / its highest value", extent=extent))
 
 print("Why the product is a Gaussian: each exponent is -1/2 times a parabola; here at t = 10")
 t = 10
-s, x_t = schedule.at(t, x_0), q_sample(x_0, t, eps, schedule)
+s = schedule.at(t, x_0)
+x_t = q_sample(x_0, t, eps, schedule)
 a = s.alpha**0.5
 from_x_t = (x_t - a * x) ** 2 / s.beta  # -2 log of the likelihood, without its constant
 from_x_0 = (x - s.signal_prev * x_0) ** 2 / s.noise_prev**2  # and of the prior
 A = s.alpha / s.beta + 1 / s.noise_prev**2  # what multiplies x^2: the precisions, added
 B = a * x_t / s.beta + s.signal_prev * x_0 / s.noise_prev**2  # what multiplies -2 x
 C = x_t**2 / s.beta + (s.signal_prev * x_0) ** 2 / s.noise_prev**2  # what holds no x
-both, square = from_x_t + from_x_0, A * (x - B / A) ** 2  # a Gaussian: mean B/A, variance 1/A
+both = from_x_t + from_x_0
+square = A * (x - B / A) ** 2  # -2 log of a Gaussian: mean B/A, variance 1/A
 in_x = (x - x_t / a) ** 2 * s.alpha / s.beta  # so x_t says: x is x_t / a, with precision alpha/beta
 lesson.equal("(x_t - a x)^2/beta = (x - x_t/a)^2 alpha/beta", from_x_t, in_x)
 lesson.equal("the two parabolas = A x^2 - 2 B x + C", both, A * x**2 - 2 * B * x + C)
@@ -75,7 +81,8 @@ for name, table in (("cosine", schedule), ("exploding", exploding)):
     t = np.arange(2, 21)
     x_t, point = rng.standard_normal((2, 19, 1))  # an x_t and an x_0 for each t
     s = table.at(t, x_t)
-    v_prev, v = s.noise_prev**2, s.noise**2
+    v_prev = s.noise_prev**2
+    v = s.noise**2
     precision = s.alpha / s.beta + 1 / v_prev  # = (alpha v_prev + beta) / (beta v_prev)
     mean = (s.alpha**0.5 / s.beta * x_t + s.signal_prev / v_prev * point) / precision
     mean_q, var_q = q_posterior(point, x_t, t, table)
@@ -87,7 +94,8 @@ part = schedule.beta_tilde[[2, 10, 18]] / schedule.beta[[2, 10, 18]]
 print("  cosine: beta_tilde/beta is {:.2f}, {:.2f}, {:.2f} at t = 2, 10, 18".format(*part))
 
 print("At t = 1 the prior is x_0 itself: v_prev = 0 and beta_1 = v_1, so x_t has no weight")
-s, x_1 = schedule.at(1, x_0), q_sample(x_0, 1, eps, schedule)
+s = schedule.at(1, x_0)
+x_1 = q_sample(x_0, 1, eps, schedule)
 mean_q, var_q = q_posterior(x_0, x_1, 1, schedule)
 lesson.equal("beta_1/v_1 x_0 = x_0, the mean of q_posterior", s.beta / s.noise**2 * x_0, mean_q)
 lesson.equal("v_prev/v_1 beta_1 = 0, its variance", s.noise_prev**2 / s.noise**2 * s.beta, var_q)
@@ -96,22 +104,27 @@ print("A sampler has x_t and a guess of eps: with x_0 = (x_t - noise eps)/signal
 t = np.arange(1, 21)
 x_t, eps_hat = rng.standard_normal((2, 20, 1))  # an x_t and a guess for each t
 s = schedule.at(t, x_t)
-a, weight_x_0 = s.alpha**0.5, s.signal_prev * s.beta / s.noise**2
-of_x_t = a * s.noise_prev**2 / s.noise**2 + weight_x_0 / s.signal
+a = s.alpha**0.5
+weight_x_t = a * s.noise_prev**2 / s.noise**2  # the two weights of q_posterior's mean
+weight_x_0 = s.signal_prev * s.beta / s.noise**2
+of_x_t = weight_x_t + weight_x_0 / s.signal
 of_eps = -weight_x_0 * s.noise / s.signal  # where signal_prev / signal = 1/a
 lesson.equal("what multiplies x_t is 1/a", of_x_t, 1 / a)
 lesson.equal("what multiplies eps is -beta/(a noise)", of_eps, -s.beta / (a * s.noise))
 lesson.equal("the same in the book, mean_per_eps", of_eps, mean_per_eps(t, schedule)[:, None])
-mean, _ = q_posterior(x_0_from_eps(x_t, t, eps_hat, schedule), x_t, t, schedule)
+x_0_hat = x_0_from_eps(x_t, t, eps_hat, schedule)
+mean, _ = q_posterior(x_0_hat, x_t, t, schedule)
 lesson.equal("mu, eq. (11), p_mean_from_eps", mean, p_mean_from_eps(x_t, t, eps_hat, schedule))
 
 print("In 100,000 chains from x_0: the rest, which is x_{t-1} minus the mean of q_posterior")
-n, t = 100_000, 10
+n = 100_000
+t = 10
 start = np.repeat(x_0, n, axis=0)
 x_prev = q_sample(start, t - 1, rng.standard_normal((n, 1)), schedule)
 x_t = q_step(x_prev, t, rng.standard_normal((n, 1)), schedule)
 mean_q, var_q = q_posterior(start, x_t, t, schedule)
-rest, error = x_prev - mean_q, np.sqrt(var_q / n)
+rest = x_prev - mean_q
+error = np.sqrt(var_q / n)
 lesson.equal("the rest has the mean 0", rest.mean(), 0.0, error)
 slant = (rest * x_t).mean()  # not 0 if another weight of x_t were right
 lesson.equal("and so has the rest times x_t", slant, 0.0, error * (x_t**2).mean() ** 0.5)
@@ -120,10 +133,11 @@ lesson.equal("the rest has the variance beta_tilde", rest.var(), var_q, var_q * 
 draw.board(
     "out/lessons/02.png",
     views,
-    "What is known of x_{t-1} when x_{0} = 1 and x_{t} are given. Prior: what x_{0} says, "
-    "q(x_{t-1} | x_{0}). Likelihood: what x_{t} says, q(x_{t} | x_{t-1}) as a function of "
-    "x_{t-1}. Their product, scaled, is q(x_{t-1} | x_{0}, x_{t}). It is narrower than both and "
-    "lies nearer to the narrower one: at t = 2 that is the prior, at t = 10 the likelihood.",
+    f"What is known of x_{{t-1}} when x_{{0}} = {x_0.item():g} and x_{{t}} are given. "
+    "Prior: what x_{0} says, q(x_{t-1} | x_{0}). Likelihood: what x_{t} says, q(x_{t} | x_{t-1}) "
+    "as a function of x_{t-1}. Their product, scaled, is q(x_{t-1} | x_{0}, x_{t}). It is narrower "
+    "than both and lies nearer to the narrower one: at t = 2 that is the prior, "
+    "at t = 10 the likelihood.",
     columns=3,
     height=260,
 )

@@ -29,9 +29,11 @@ x = np.linspace(-6, 6, 24_001)[:, None]  # a grid: every x_{t-1} that x_t may ha
 dx = 12 / 24_000  # sums over the grid are integrals, exact to rounding: it is fine and wide
 rows = []
 for T in (640, 320, 160, 80, 40, 20):
-    schedule, t = cosine(T), T // 2  # the same noise level at every T: only beta differs
+    schedule = cosine(T)
+    t = T // 2  # the same noise level at every T: only beta differs
     s = schedule.at(t, x_t)
-    alpha, beta, a = s.alpha, s.beta, s.alpha**0.5
+    alpha, beta = s.alpha, s.beta
+    a = alpha**0.5
     log_prior = data.log_prob(x, s.signal_prev, s.noise_prev)[:, None]  # log q(x_{t-1} = x)
     log_q = normal.log_prob(x_t, a * x, beta) + log_prior  # + log q(x_t | x_{t-1} = x)
     q_x_t = np.exp(log_q).sum() * dx
@@ -54,21 +56,25 @@ lesson.equal("the mean = that of reverse_step", mean, mean_q)
 lesson.equal("the variance = that of reverse_step", var, cov_q)
 pull = (a * x - x_t) / beta  # d/dx_t log q(x_t | x_{t-1} = x). Its mean is d/dx_t log q(x_t):
 lesson.equal("E[(a x_{t-1} - x_t)/beta | x_t] = score", (pull * q).sum(), score)
-# Solved for E[x_{t-1} | x_t] this is eq. (11), with the score in the place of -eps_hat / noise:
+# Solved for E[x_{t-1} | x_t] this is Tweedie's formula, and also eq. (11), with the score in the
+# place of -eps_hat / noise:
 lesson.equal("mean = (x_t + beta score)/a", mean, p_mean_from_score(x_t, t, score, schedule))
 # q(x_{t-1} | x_t) is exp(a x_t x_{t-1}/beta) times what holds no x_t, so d mean/dx_t = a/beta Var.
 curvature = (data.irreducible_loss(x_t, t, schedule) - 1) / s.noise**2  # (log q)''(x_t)
 lesson.equal("Var = beta/alpha (1 + beta (log q)'')", var, beta / alpha * (1 + beta * curvature))
 lesson.equal("KL from N(mean, beta) = KL + normal.kl", kl_beta, kl + normal.kl(0.0, var, 0.0, beta))
 
-print("Small beta: log q(x_{t-1}) = log q(x_t) + score (x_{t-1} - x_t) + ..., nearly a line")
-# Complete the square: a Gaussian times exp(score x) is the Gaussian, moved, with its old variance.
-tilted = -((x_t - a * x) ** 2) / (2 * beta) + score * x
-moved = -((x - x_t / a - beta / alpha * score) ** 2) * alpha / (2 * beta)
-lesson.equal("tilted = moved, up to a constant", tilted - tilted[0], moved - moved[0])
-print("     T    beta  line's error      mean  var/beta  KL in nats  T KL, what T such steps lose")
+print("Small beta: log q(x_{t-1}) is nearly a line, log q(x_t) + score (x_{t-1} - x_t)")
+# On the left q is the density at t - 1; the line is the tangent at x_t to the density at t. The two
+# densities differ by one small step. Complete the square: a Gaussian N times exp(score x) is c
+# times the same Gaussian, moved by beta / alpha score. Here N is q(x_t | x_{t-1} = x).
+log_N = normal.log_prob(x_t, a * x, beta)
+log_moved = normal.log_prob(x_t, a * (x - beta / alpha * score), beta)
+log_c = score * x_t / a + beta / (2 * alpha) * score**2  # holds no x
+lesson.equal("log(N exp(score x)) = log(c N, moved)", log_N + score * x, log_c + log_moved)
+print("     T    beta  line's error      mean  var/beta  KL in nats  T x KL: all T steps together")
 for T, beta, bend, mean, var, _, kl, _ in rows:
-    print(f"  {T:4d}  {beta:.4f}{bend:14.4f}{mean:10.6f}{var / beta:10.4f}{kl:12.1e}{T * kl:29.1e}")
+    print(f"  {T:4d}  {beta:.4f}{bend:14.4f}{mean:10.6f}{var / beta:10.4f}{kl:12.1e}{T * kl:30.1e}")
 T, beta, bend, mean, var, kl_beta, kl, skewness = np.array(rows).T
 first_order = (x_t + beta / 2 * x_t + beta * score)[0]  # since 1/a = 1 + beta/2 + ...
 powers = (
@@ -80,40 +86,52 @@ powers = (
     ("KL - skewness^2/12", np.abs(kl - skewness**2 / 12), 4.0),
 )
 for what, error, power in powers:
-    slope = np.diff(np.log(error)) / np.diff(np.log(beta))  # its limit at beta = 0 is the power.
-    # What a slope lacks halves as beta does, so the first lacks what it has changed, or nearly.
+    slope = np.diff(np.log(error)) / np.diff(np.log(beta))  # its limit at beta = 0 is the power
+    # A slope's error halves with beta, so that of slope[0] is about slope[0] - slope[1].
     lesson.equal(f"slope of {what}", slope[0], power, within=2 * abs(slope[0] - slope[1]))
 
 print("In the plane: the swiss roll, in 4, 10 and 40 steps of the cosine schedule")
-roll, m, views = exact.SwissRoll(noise=0.5), 100, []
+roll = exact.SwissRoll(noise=0.5)
+m = 100  # draws of x_t
+views = []
 for T, t in ((4, 1), (10, 2), (40, 10)):
     schedule = cosine(T)
-    x_0, eps = roll.sample(m, rng, np.float64), rng.standard_normal((m, 2))
-    x_0[0], eps[0] = roll.curve(np.array([10.0])), (1.0, 0.0)  # the point of the picture
+    x_0 = roll.sample(m, rng, np.float64)
+    eps = rng.standard_normal((m, 2))
+    x_0[0] = roll.curve(np.array([10.0]))  # the point of the picture
+    eps[0] = (1.0, 0.0)
     x_t = q_sample(x_0, t, eps, schedule)
     s = schedule.at(t, x_t)
     thick = np.hypot(s.signal_prev * roll.noise, s.noise_prev)  # the roll at t - 1
     reach = 2.1 * s.signal_prev + 8 * thick
     h = 0.68 * (s.alpha / s.beta + 1 / thick**2) ** -0.5  # fine enough for sums exact to rounding
-    x = np.stack(np.meshgrid(*2 * [np.arange(-reach, reach, h)]), axis=-1).reshape(-1, 2)
-    log_prior = roll.log_prob(x, s.signal_prev, s.noise_prev)
-    log_q = normal.log_prob(x_t[:, None], s.alpha**0.5 * x, s.beta).sum(axis=-1) + log_prior
-    log_q = log_q - normal.log_sum_exp(log_q) - np.log(h**2)  # log q(x_{t-1} = x | x_t), (m, N)
+    side = np.arange(-reach, reach, h)
+    x = np.stack(np.meshgrid(side, side), axis=-1).reshape(-1, 2)  # (N, 2)   each x_{t-1}
+    log_prior = roll.log_prob(x, s.signal_prev, s.noise_prev)  # (N,)
+    log_step = normal.log_prob(x_t[:, None], s.alpha**0.5 * x, s.beta).sum(axis=-1)  # (m, N)
+    log_q = log_step + log_prior
+    log_q = log_q - normal.log_sum_exp(log_q) - np.log(h**2)  # log q(x_{t-1} = x | x_t), by Bayes
     q = np.exp(log_q) * h**2
     mean_x = q @ x
     offset = x - mean_x[:, None]
     cov_x = np.einsum("in,inj,ink->ijk", q, offset, offset)
     # The best Gaussian g has this mean and covariance. Then E_q[log g] = -H[g]: KL = H[g] - H[q].
-    nats = 0.5 * np.linalg.slogdet(2 * np.pi * np.e * cov_x)[1] + (q * log_q).sum(axis=1)
+    entropy_g = 0.5 * np.linalg.slogdet(2 * np.pi * np.e * cov_x)[1]
+    entropy_q = -(q * log_q).sum(axis=1)
+    nats = entropy_g - entropy_q
     mean_q, cov_q = roll.reverse_step(x_t, t, schedule)
     lesson.equal(f"T = {T}, t = {t}: the mean = reverse_step's", mean_x, mean_q)
     lesson.equal(f"T = {T}, t = {t}: the covariance = reverse_step's", cov_x, cov_q)
     print(f"  KL {nats[1:].mean():.4f} +- {nats[1:].std() / m**0.5:.4f} nats, averaged over x_t")
     drawn, _ = exact.reverse_draws(roll, x_t[0], t, schedule, 1500, rng)
-    best = mean_x[0], cov_x[0]
-    marks = [draw.Dots("draws of q(x_{t-1} | x_{t})", drawn), draw.ellipse("best Gaussian", *best)]
-    marks += [draw.ellipse("", *best, deviations=2), draw.Dots("x_{t}", x_t[:1], draw.INK, 1, 4)]
-    title, extent = f"T = {T}, t = {t}: KL {nats[0]:.4f} nats", draw.square_around(drawn, 0.1, 0.1)
+    marks = [
+        draw.Dots("draws of q(x_{t-1} | x_{t})", drawn),
+        draw.ellipse("best Gaussian", mean_x[0], cov_x[0]),
+        draw.ellipse("", mean_x[0], cov_x[0], deviations=2),
+        draw.Dots("x_{t}", x_t[:1], draw.INK, 1, 4),
+    ]
+    title = f"T = {T}, t = {t}: KL {nats[0]:.4f} nats"
+    extent = draw.square_around(drawn, 0.1, 0.1)
     views.append(draw.View(title, marks, "coordinate 1", "coordinate 2", extent=extent))
 
 lost = [draw.Series("from the best Gaussian", beta, kl)]

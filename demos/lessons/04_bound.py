@@ -1,9 +1,9 @@
 """How does the likelihood become a squared error on the noise?
 
-log p(x_0) is the log of a mean over paths, by Jensen's inequality at least the mean of the log,
-which can be sampled. Bayes' rule turns it into a sum of KLs of Gaussians. At equal variances a KL
-is a squared distance of means, and the means differ by w_t (eps_hat - eps). So each term is
-w_t^2/(2 beta_tilde_t) |eps - eps_hat|^2, and L_simple drops the weight.
+log p(x_0) is the log of a mean over paths, by Jensen's inequality at least the mean of the log: the
+ELBO, which can be sampled. Bayes' rule turns minus the ELBO into a sum of KLs of Gaussians. At
+equal variances a KL is a squared distance of means, and the means differ by w_t (eps_hat - eps). So
+each term is w_t^2/(2 beta_tilde_t) |eps - eps_hat|^2, and L_simple drops the weight.
 """
 
 import sys
@@ -23,7 +23,8 @@ from npdiff.loss import l_simple
 from npdiff.reverse import mean_per_eps, p_mean_from_eps
 from npdiff.schedule import linear, uniform_log_snr
 
-rng, n = np.random.default_rng(0), 20_000
+rng = np.random.default_rng(0)
+n = 20_000
 m, s2 = 1.0, 0.25
 data = exact.Gaussian([m], [[s2]])  # x_0 ~ N(m, s2): all that follows has a known value
 schedule = uniform_log_snr(T=25, level_1=-4.0, level_T=3.0)
@@ -34,17 +35,23 @@ reverse = likelihood.fixed(predict_eps, schedule, "beta")  # p(x_{t-1} | x_t) = 
 print("1. p(x_0) = E[w], where w = p(x_0, ..., x_T)/q(x_1, ..., x_T | x_0) on a path of q")
 mean_p, var_p = 0.0, 1.0  # of x_T ~ N(0, 1). Here mu_theta is a x_t + b: carried as in lesson 01
 for t in range(T, 0, -1):
-    b, c = reverse(np.array([[0.0], [1.0]]), t)[0].ravel()  # at x_t = 0 and x_t = 1, so a = c - b
-    mean_p, var_p = (c - b) * mean_p + b, (c - b) ** 2 * var_p + beta[t]
+    mu_theta, _ = reverse(np.array([[0.0], [1.0]]), t)  # at x_t = 0 and at x_t = 1
+    b, at_1 = mu_theta.ravel()
+    a = at_1 - b
+    mean_p = a * mean_p + b
+    var_p = a**2 * var_p + beta[t]
 log_p = normal.log_prob(0.7, mean_p, var_p)  # the model's log-likelihood of x_0 = 0.7, exactly
 log_w = -likelihood.path(np.full((n, 1), 0.7), schedule, reverse, rng)
 w = np.exp(log_w)
 lesson.equal("E[w] = p(x_0)", w.mean(), np.exp(log_p), w.std() / n**0.5)
-print(f"  Jensen, as log is concave: E[log w] = {log_w.mean():.4f} < log E[w] = {log_p:.4f}")
+# Jensen: log is concave, so E[log w] is at most log E[w]. E[log w] is the evidence lower bound, or
+# ELBO. Minus the ELBO, which is an upper bound on -log p(x_0), is called the bound below.
+print(f"  Jensen: the ELBO E[log w] = {log_w.mean():.4f}, and log E[w] = {log_p:.4f}")
 
 print("2. Bayes' rule at every step of n paths: log w is a sum of log ratios, whose means are KLs")
 x = np.zeros((T + 1, n, 1))
-x[0], noise = data.sample(n, rng, np.float64), np.random.default_rng(1)
+x[0] = data.sample(n, rng, np.float64)
+noise = np.random.default_rng(1)
 log_p_back, log_q_back, log_q_step, log_q_x_0 = np.zeros((4, T + 1, n, 1))
 for t in range(1, T + 1):
     x[t] = q_step(x[t - 1], t, noise.standard_normal((n, 1)), schedule)
@@ -66,30 +73,41 @@ error = (ratios - kls).std(axis=1) / n**0.5
 lesson.equal("E[ratio] = E[KL], likelihood.bound", ratios.mean(axis=1), kls.mean(axis=1), error)
 
 print("3. Such a KL is a squared error of eps, for any eps_hat")
-t, eps = rng.integers(2, T + 1, size=n), rng.standard_normal((n, 1))
+t = rng.integers(2, T + 1, size=n)  # one for each row
+eps = rng.standard_normal((n, 1))
 x_t = q_sample(x[0], t, eps, schedule)
-eps_hat, s, w_t = predict_eps(x_t, t), schedule.at(t, x_t), mean_per_eps(t, schedule)[:, None]
-off = p_mean_from_eps(x_t, t, eps_hat, schedule) - q_posterior(x[0], x_t, t, schedule)[0]
+s = schedule.at(t, x_t)
+eps_hat = predict_eps(x_t, t)
+w_t = mean_per_eps(t, schedule)[:, None]
+mu_theta = p_mean_from_eps(x_t, t, eps_hat, schedule)
+mu_tilde, _ = q_posterior(x[0], x_t, t, schedule)
+off = mu_theta - mu_tilde
 lesson.equal("mu_theta - mu_tilde = w_t (eps_hat - eps)", off, w_t * (eps_hat - eps))
 lesson.equal("w_t^2 = beta^2/(alpha (1 - alpha_bar))", w_t**2, s.beta**2 / (s.alpha * s.noise**2))
 loss = l_simple(eps_hat, x[0], t, eps, schedule)[0][:, None]  # |eps - eps_hat|^2
 for name, var in (("beta_tilde", s.beta_tilde), ("beta", s.beta)):  # the variance of p
     r = s.beta_tilde / var  # 1 at equal variances: then only the means count
     by_hand = 0.5 * (r - 1 - np.log(r)) + w_t**2 / (2 * var) * loss
-    kl = likelihood.step_kl(x[0], x_t, t, schedule, likelihood.fixed(predict_eps, schedule, name))
+    p_step = likelihood.fixed(predict_eps, schedule, name)
+    kl = likelihood.step_kl(x[0], x_t, t, schedule, p_step)
     lesson.equal(f"{name}: KL = c(r) + w_t^2/(2 var) l_simple", kl[:, None], by_hand)
-x_1, w_1 = q_sample(x[0], 1, eps, schedule), mean_per_eps(1, schedule)
+x_1 = q_sample(x[0], 1, eps, schedule)
+w_1 = mean_per_eps(1, schedule)
 loss, _ = l_simple(predict_eps(x_1, 1), x[0], 1, eps, schedule)
 by_hand = 0.5 * np.log(2 * np.pi * beta[1]) + w_1**2 / (2 * beta[1]) * loss
 L_0 = -likelihood.gaussian_decoder(x[0], *reverse(x_1, 1))[:, 0]
 lesson.equal("L_0 = constant + w_1^2/(2 beta_1) l_simple", L_0, by_hand)
 
 print("4. Over the data, in nats: the bound, and the entropy H, below which no model can come")
-H, two = data.entropy(), np.array([[m - s2**0.5], [m + s2**0.5]])  # of the data's mean and variance
-Ts, (bounds, gaps) = np.array([800, 400, 200, 100, 50, 25]), np.zeros((2, 3, 6))
+H = data.entropy()
+two = np.array([[m - s2**0.5], [m + s2**0.5]])  # two points of the data's mean and variance
+Ts = np.array([800, 400, 200, 100, 50, 25])
+bounds = np.zeros((3, 6))
+gaps = np.zeros((3, 6))
 for j, T in enumerate(Ts.tolist()):
     schedule = uniform_log_snr(T, level_1=-4.0, level_T=3.0)
-    alpha_bar, beta = schedule.alpha_bar, schedule.beta
+    alpha_bar = schedule.alpha_bar
+    beta = schedule.beta
     v = alpha_bar * s2 + 1 - alpha_bar  # the variance of x_t
     loss = 1 - (1 - alpha_bar) / v  # E|eps - eps_hat|^2: what x_t leaves unknown of eps
     true_var = np.zeros(T + 1)  # of q(x_{t-1} | x_t). Precisions add up, as in lesson 02:
@@ -107,10 +125,12 @@ lesson.equal("beta, beta_tilde: + KL(q || p) of every step", bounds[1:], H + gap
 total = kls.sum(axis=0)  # the bound at each x_0 of part 2, sampled
 lesson.equal("beta: the mean of n bounds", total.mean(), bounds[1, -1], total.std() / n**0.5)
 cross = H + normal.kl(m, s2, mean_p, var_p)  # E[-log p(x_0)] of the model of part 1
-print(f"  beta, 25 steps: H = {H:.4f} < E[-log p(x_0)] = {cross:.4f} < bound = {bounds[1, -1]:.4f}")
+# A KL is not negative, so cross is at least H. By Jensen at each x_0 the bound is at least cross.
+print(f"  beta, 25 steps: H = {H:.4f}, E[-log p(x_0)] = {cross:.4f}, bound = {total.mean():.4f}")
 print("  bound - H with the true variance, beta, beta_tilde:", gaps[:, -1].round(4))
 
-t, table = np.arange(2, 1001), linear(T=1000)
+t = np.arange(2, 1001)
+table = linear(T=1000)
 weight = mean_per_eps(t, table) ** 2 / (2 * table.beta_tilde[t])
 print("  what L_simple drops: weights at t = 2, 10, 100, 1000:", weight[[0, 8, 98, 998]].round(4))
 weights = [draw.Series("in the bound, with beta_tilde", t, weight)]
@@ -123,8 +143,9 @@ draw.board(
     "out/lessons/04.png",
     [left, right],
     "Left: in the bound an error of eps at t = 2 costs 118 times as much as one at t = 300; in "
-    "L_{simple} it costs the same. Right: data N(1, 1/4), perfect eps_hat. A wrong variance costs "
-    "less in short steps. With the true one only the start from N(0, 1) costs.",
+    f"L_{{simple}} it costs the same. Right: data N({m:g}, {s2:g}), perfect eps_hat. "
+    "A wrong variance costs less in short steps. With the true one only the start "
+    "from N(0, 1) costs.",
     height=300,
 )
 print("out/lessons/04.png")

@@ -99,7 +99,7 @@ for name in ("beta_tilde", "beta"):
     lesson.equal(f"{name}: Var[x_1] of draws by ddpm", x_1.var(axis=0), var, error)
     spread[name] = var / v[1]
     point, of_half, of_one = spread[name][[0, half, one]]
-    print(f"    over the data's: point {point:.3f}, N(0, 1/4) {of_half:.3f}, N(0, 1) {of_one:.3f}")
+    print(f"    / the data's: point {point:.3f}, N(0, 1/4) {of_half:.3f}, N(0, 1) {of_one:.3f}")
     *_, step = ddpm(roll.predictor(schedule), roll_T, schedule, rng, name)
     clouds[name] = step.x_prev
 rms = {name: (distance_to_curve(x, roll) ** 2).mean() ** 0.5 for name, x in clouds.items()}
@@ -121,10 +121,10 @@ for name, x in clouds.items():
 draw.board(
     "out/lessons/07.png",
     views,
-    "Above: beta_tilde is too small at small t and costs nearly a nat a coordinate, unless the "
-    "data are very narrow; beta costs little. The spread of samples is right with beta_tilde for "
-    "a point, s = 0, and with beta for s = 1. Below: the roll in 20 steps of a perfect predictor. "
-    "With beta_tilde it is too thin; with beta more points lie off it.",
+    "Above: beta_tilde is too small at small t and costs about a nat a coordinate, and beta "
+    "little; for very narrow data beta costs more. The spread of samples is right with beta_tilde "
+    "for a point, s = 0, and with beta for s = 1. Below: the roll in 20 steps of a perfect "
+    "predictor. With beta_tilde it is too thin; with beta more points lie off it.",
     columns=3,
 )
 print("out/lessons/07.png")

@@ -45,10 +45,10 @@ lesson.equal("N(0, 1): I = 1/2 log(1 + SNR)", info, 0.5 * np.log1p(np.exp(log_sn
 # Now data of three peaks 0.15 wide, with mean 0 and variance 1. Sums over the grid x are exact.
 peak = np.sqrt((1 - 0.15**2) / 0.6)
 data = exact.Mixture([0.3, 0.4, 0.3], [[-peak], [0.0], [peak]], np.full((3, 1, 1), 0.15**2))
-x, dx = np.linspace(-9, 9, 1201)[:, None], 0.015
+x, dx = np.linspace(-9, 9, 1201)[:, None], 0.015  # x: (1201, 1)
 
 
-def log_q(level):  # the log-density of x_t on the grid, where signal^2 + noise^2 = 1
+def log_q(level):  # (1201,): the log-density of x_t at x, where signal^2 + noise^2 = 1
     return data.log_prob(x, (1 + np.exp(2 * level)) ** -0.5, (1 + np.exp(-2 * level)) ** -0.5)
 
 
@@ -69,13 +69,17 @@ info = [mean(-log_q(each), each) for each in edges] - normal.entropy(1 / (1 + np
 lesson.equal("fall of I from edge to edge = integral of loss", -np.diff(info), integral)
 
 print("T steps of a perfect predictor: the gap, bound - entropy; the error of samples by ddim")
-cdf_0, cdf_T = np.cumsum(np.exp(data.log_prob(x))) * dx, np.exp(normal.log_cdf(x[:, 0] + dx / 2))
+right = x[:, 0] + dx / 2  # (1201,): the right edge of each cell, up to which a sum gives the cdf
+cdf_0 = np.cumsum(np.exp(data.log_prob(x))) * dx
+cdf_T = np.exp(normal.log_cdf(right))
 u = (np.arange(1000) + 0.5) / 1000  # 1,000 quantiles stand for all draws
-x_0, x_T = (np.interp(u, cdf, x[:, 0] + dx / 2)[:, None] for cdf in (cdf_0, cdf_T))
+x_0 = np.interp(u, cdf_0, right)[:, None]  # (1000, 1): of the data
+x_T = np.interp(u, cdf_T, right)[:, None]  # of N(0, 1)
 # "linear" has beta multiplied by 1000 / T; in "unscaled" it ends at 0.02, whatever T is.
 families = {"linear": lambda T: linear(T, 0.1 / T, 20 / T), "unscaled": linear, "cosine": cosine}
 Ts = np.array([200, 100, 50, 25])
-gap, far, L_T, I_T, kl_T = np.zeros((5, 3, 4))  # a row for each family, a column for each T
+gap, sample_error = np.zeros((3, 4)), np.zeros((3, 4))  # (families, Ts)
+L_T, I_T, kl_T = np.zeros((3, 4)), np.zeros((3, 4)), np.zeros((3, 4))
 destroyed, cost = {T: {} for T in Ts}, {T: {} for T in Ts}
 for i, (name, family) in enumerate(families.items()):
     for j, T in enumerate(Ts):
@@ -90,8 +94,16 @@ for i, (name, family) in enumerate(families.items()):
         log_ratio = log_q(s.level[T]) - normal.log_prob(x[:, 0], 0.0, 1.0)
         kl_T[i, j] = mean(log_ratio, s.level[T])  # KL(q(x_T) || N(0, 1))
         *_, step = ddim(data.predictor(s), x_T, s, steps=T)
-        far[i, j] = np.abs(np.sort(step.x_prev, axis=0) - x_0).mean()  # a quantile's error
-    print(f"  {name:9} T {Ts}: T gap {(Ts * gap[i]).round(1)}, T error {(Ts * far[i]).round(1)}")
+        sample_error[i, j] = np.abs(np.sort(step.x_prev, axis=0) - x_0).mean()  # of a quantile
+    T_gap, T_error = (Ts * gap[i]).round(1), (Ts * sample_error[i]).round(1)
+    print(f"  {name:9} T {Ts}: T*gap {T_gap}, T*error {T_error}")
+# A rule of thumb. T*gap and T*error hardly depend on T, so ten times the steps leave a tenth of the
+# gap and of the error. Pictures take hundreds of ancestral steps, and tens of DDIM's: see 09.
+for i in (0, 2):
+    wanted = Ts[0] * gap[i, 0] / np.array([0.1, 0.01])
+    print(
+        f"  {list(families)[i]}: a gap of 0.1 takes {wanted[0]:.0f} steps, of 0.01 {wanted[1]:.0f}"
+    )
 # q is Markov, so I(x_0; x_{t-1}) - I(x_0; x_t) is the mean KL(q(x_{t-1} | x_t, x_0) || q(x_{t-1} |
 # x_t)): the term of a perfect reverse step. A Gaussian in its place costs another KL.
 t = 2 + cost[T][name].argmax().item()  # of the last schedule: cosine, T = 25
@@ -118,19 +130,29 @@ for title, axis, lines, *rest in (
     ("Destroyed by a step", at, destroyed[200].items(), "t / 200", "nats", 0, 1, (0, 1, 1e-5, 1)),
     ("Cost of a step", at, cost[200].items(), "t / 200", "nats", 0, 1, (0, 1, 1e-7, 0.01)),
     ("Bound", Ts, zip(families, gap, strict=True), "T", "bound \u2212 entropy, nats", 1, 1),
-    ("Samples", Ts, zip(families, far, strict=True), "T", "mean error of a quantile", 1, 1),
+    (
+        "Samples",
+        Ts,
+        zip(families, sample_error, strict=True),
+        "T",
+        "mean error of a quantile",
+        1,
+        1,
+    ),
     ("Start, unscaled", Ts, starts.items(), "T", "nats a coordinate", 1),
 ):
     marks = [draw.Series(key, axis, y, colors.get(key, draw.EXACT), 2.0) for key, y in lines]
     views += [draw.View(title, marks, *rest)]
 caption = (
     "Linear loses its signal early: few of its steps pass the costly levels, and half of them do "
-    "next to nothing. Cosine needs half as many steps for the same bound. Unscaled, in few steps, "
-    "x_{T} still tells of x_{0}. Samples pay for it; where pixels are alike most of L_{T} is lost."
+    "next to nothing. Cosine needs half as many steps for the same bound. Unscaled destroys less, "
+    "so it has less way to go, and its bound is the closest. But its samples pay for their start "
+    "from N(0, 1), unless T is large; and where pixels are alike, most of L_{T} is lost."
 )
 draw.board("out/lessons/08.png", views, caption, columns=3)
 print("out/lessons/08.png")
 
 # Change this, and see:
-#   0.5**2 for 0.15**2, twice: nearly Gaussian data     T gap falls from 2.6 to 0.1
-#   "cosine": lambda T: uniform_log_snr(T, -5.0, 5.0)   T gap 4.5: equal steps of level are worse
+#   0.5**2 for 0.15**2, twice: nearly Gaussian data     T*gap falls from 2.6 to 0.1
+#   "cosine": lambda T: uniform_log_snr(T, -5.0, 5.0)   (import it too) T*gap 4.5: equal steps of
+#                                                       level are worse

@@ -40,7 +40,8 @@ x, level = network_input(x_250, 250, exploding)  # x = x_t / std_t
 inputs = np.concatenate([x, ops.level_waves(level, mlp.FREQUENCIES)], axis=1)
 h2 = np.array([((inputs @ mlp.init(rng)["first"]["w"]) ** 2).mean() for _ in range(100)])
 lesson.equal("E h^2 = (E|x|^2 + 6) / 14", h2.mean(), (2 * (x**2).mean() + 6) / 14, h2.std() / 10)
-print(f"  3/4 of it is the level's; beside x_T unscaled, {6 / (2 * exploding.std[T] ** 2 + 6):.5f}")
+share = 6 / (2 * exploding.std[T] ** 2 + 6)
+print(f"  the level's share is 3/4; with x_T unscaled {share:.5f}")
 
 print("The level: E[eps | x_t] depends on t through noise_t / signal_t alone")
 x_t, s = q_sample(x_0, t, eps, schedule), schedule.at(t, x_0)
@@ -50,12 +51,18 @@ lesson.equal("eps*(x_t, t) on both", eps_star, roll.predictor(exploding)(x_t_1, 
 given, given_1 = network_input(x_t, t, schedule), network_input(x_t_1, t, exploding)
 lesson.equal("x_t / std_t and the level on both", np.column_stack(given), np.column_stack(given_1))
 
+
+def unscaled(x_t, t, s):  # what the network is given: x_t as it is, and the level
+    _, level = network_input(x_t, t, s)
+    return x_t, level
+
+
 steps, batch, lr = 240, 128, 5e-3
 print(f"{steps} steps, each run with one change: E|eps_hat - eps*|^2 by ema, the average of theta")
 runs = {  # the data's factor, the schedule, what the network is given, the largest |gradient|
     "the book": (1, schedule, network_input, 1.0),
     "data times 40": (40, schedule, network_input, 1.0),
-    "inputs unscaled": (1, exploding, lambda x_t, t, s: (x_t, network_input(x_t, t, s)[1]), 1.0),
+    "inputs unscaled": (1, exploding, unscaled, 1.0),
     "t for the level": (1, schedule, dpm2015.network_input, 1.0),  # 10 t / T - 5
     "no clipping": (1, schedule, network_input, np.inf),
 }
@@ -69,7 +76,8 @@ for name, (factor, process, net_input, clip) in runs.items():
     x = q_sample(factor * x_0, t, eps, process).astype(np.float32)
     for step in range(1, steps + 1):
         data, ts = factor * roll.sample(batch, rng), uniform(batch, T, rng)
-        data[0] *= 10**5 if step == 160 else 1  # once, a bad row
+        if step == 160:
+            data[0] *= 10**5  # once, a bad row
         noise = rng.standard_normal((batch, 2), dtype=np.float32)
         _, grad = gradient(mlp, state.params, data, ts, noise, process, network_input=net_input)
         update(state, grad, 10**9, lr, clip=clip)  # of so many steps: the rate stays at lr
@@ -82,7 +90,9 @@ for name, (factor, process, net_input, clip) in runs.items():
 other, t_other = uniform_log_snr(100, -4.5, 5.0), np.repeat(np.arange(3, 101, 5), 50)
 x, by_level = q_sample(x_0, t_other, eps, other), {}
 for name in ("the book", "t for the level"):
-    eps_hat, _ = mlp.forward(nets[name][1], *runs[name][2](x, t_other, other))
+    _, _, net_input, _ = runs[name]
+    _, ema_params = nets[name]
+    eps_hat, _ = mlp.forward(ema_params, *net_input(x, t_other, other))
     rows = (eps_hat - roll.predictor(other)(x, t_other)) ** 2
     by_level[name] = rows.reshape(20, 100).mean(axis=1)
     print(f"  {name:22}{by_level[name].mean():.4f} on a schedule that it was not trained on")

@@ -29,8 +29,8 @@ from npdiff.schedule import uniform_log_snr
 
 rng = np.random.default_rng(0)
 
-print("One pixel: p(x_0 | x_1) = N(40.3, 1.7^2) in grey levels; level k is x_0 = k / 127.5 - 1")
 k, m, s = np.arange(256), 40.3, 1.7
+print(f"One pixel: p(x_0 | x_1) = N({m}, {s}^2) in grey levels; level k is x_0 = k / 127.5 - 1")
 cdf = [0.5 * (1 + math.erf((e - m) / (s * math.sqrt(2)))) for e in k[:-1] + 0.5]  # Phi at the edges
 mass = np.diff([0.0, *cdf, 1.0])  # (256,)   the two end levels take the tails
 mean_1, var_1 = m / 127.5 - 1, (s / 127.5) ** 2  # of p(x_0 | x_1)
@@ -78,8 +78,8 @@ mean_q = var_q * (np.sqrt(alpha) / beta * x_300 + signal / noise**2 * digit)
 kl = 0.5 * (np.log(var / var_q) - 1 + (var_q + (mean_q - mean) ** 2) / var)
 lesson.equal("L_{t-1} = KL(q || p)", kl.sum(), step_kl(digit, x_300, t, schedule, reverse)[0])
 
-print("The ledger in bits a pixel: t = 2..1000 in ten parts, and for each digit one t of each part")
 parts, T, unit = 10, schedule.T, normal.BITS / x_0[0].size
+print(f"The ledger in bits a pixel: t = 2..{T} in {parts} parts, one t of each part for each digit")
 L_T = prior_kl(x_0, schedule) * unit  # (10,)
 x_1 = q_sample(x_0, 1, rng.standard_normal(x_0.shape, dtype=np.float32), schedule)
 L_0 = -discretised_decoder(x_0, *reverse(x_1, 1)).reshape(10, -1).sum(axis=1) * unit
@@ -96,36 +96,40 @@ for name, row in zip(["L_T", *names[::-1], "L_0"], ledger, strict=True):
     print(f"{name:>14}" + (11 * "{:7.3f}").format(*row, row.mean()))
 print(f"{'total':>14}" + (11 * "{:7.3f}").format(*ledger.sum(axis=0), ledger.sum() / 10))
 
-print("The whole one, stored: 0.988 +- 0.002 over t = 2..1000, from this file with parts = T - 1")
+print("Every t, stored: 0.988 +- 0.002 over t = 2..1000, made by this file, parts = T - 1")
 every = digits["nats"].astype(np.float64) * unit  # (999, 10)   L_{t-1} of each digit at every t
 part = np.searchsorted(edges, np.arange(2, T + 1), side="right") - 1  # the part of each t
-spread = np.array([every[part == j].var(axis=0) for j in range(parts)])  # (10, 10)   over t and eps
-ten_error = np.sqrt((width**2 * spread).sum()) / 10  # of the mean over the ten digits
-whole_error = np.sqrt((np.diff(every, axis=0) ** 2).sum() / 2) / 10  # neighbours differ by eps
-ten, whole, error = (width * terms).sum() / 10, every.sum() / 10, np.hypot(ten_error, whole_error)
-lesson.equal("sum of L_{t-1}, by ten t = by every t", ten, whole, error=error)
+# A digit's sum over a part is its width times one drawn term: the terms vary with t and with eps.
+spread = np.array([every[part == j].var(axis=0) for j in range(parts)])  # (parts, 10)
+few_error = np.sqrt((width**2 * spread).sum()) / 10  # of the mean over the ten digits
+# The sum over every t varies with the eps of each t alone. L_{t-1} changes little from one t to the
+# next, so neighbours differ by their eps: by twice its variance, in the mean square.
+of_eps = np.diff(every, axis=0) ** 2 / 2  # (998, 10)
+whole_error = np.sqrt(of_eps.sum()) / 10
+few, whole, error = (width * terms).sum() / 10, every.sum() / 10, np.hypot(few_error, whole_error)
+lesson.equal(f"sum of L_{{t-1}}, by {parts} t = by every t", few, whole, error=error)
 print(
-    f"  standard errors {ten_error:.3f} and {whole_error:.4f}; all 10,000 test digits: 0.978 in all"
+    f"  standard errors {few_error:.3f} and {whole_error:.4f}; all 10,000 test digits: 0.978 in all"
 )
 
 levels = np.linspace(33, 48, 200)
 edge, height = np.repeat(k[33:49] - 0.5, 2)[1:-1], np.repeat(mass[33:48], 2)
 density = np.exp(normal.log_prob(levels, m, s**2))
 pixel = [draw.Series("density", levels, density, draw.EXACT), draw.Series("mass", edge, height)]
-ten_t = np.stack([ts.ravel(), terms.ravel()], axis=1)
+few_t = np.stack([ts.ravel(), terms.ravel()], axis=1)
 steps = [
     draw.Series("every t, mean of ten digits", np.arange(2, T + 1), every.mean(axis=1), draw.DATA),
-    draw.Dots("ten t of each digit", ten_t, draw.MODEL, 0.9, 2.0),
+    draw.Dots(f"{parts} t of each digit", few_t, draw.MODEL, 0.9, 2.0),
 ]
 draw.board(
     "out/lessons/13.png",
     [
-        draw.View("One pixel: N(40.3, 1.7^{2})", pixel, "grey level k", "probability"),
+        draw.View(f"One pixel: N({m}, {s}^{{2}})", pixel, "grey level k", "probability"),
         draw.View("What a step costs", steps, "step t", "L_{t-1} in bits a pixel"),
     ],
     "Left: the mass of a grey level is the area below the density over it; -log_{2} of the mass is "
-    "the pixel's length in bits. Right: the steps of the bound. Levels lie evenly in log(noise / "
-    "signal), so the early steps cost alike. A sum over 999 t is estimated from ten of them.",
+    "the pixel's length in bits. Right: the steps of the bound. Noise lies evenly in log(noise / "
+    f"signal), so the early steps cost alike. A sum over {T - 1} t is estimated from {parts} t.",
     height=300,
 )
 print("out/lessons/13.png")

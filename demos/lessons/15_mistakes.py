@@ -1,8 +1,8 @@
 """My samples look wrong: which mistake is it?
 
-Measure a number whose right value is known. Below, twenty classic slips are planted, one at a time,
-in a sampler whose predictor is exact. Some clouds still look right, and the energy distance and the
-bound miss some slips too, but for each slip there is a number that gives it away.
+Measure a number whose right value is known. Twenty classic slips are planted below, one at a time;
+an exact predictor gives some of the right values. Some clouds still look right, and the energy
+distance and the bound miss some slips, but for each there is a number that gives it away.
 """
 
 import sys
@@ -19,142 +19,182 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from npdiff import exact, likelihood, normal, reverse, sampler, train
+from npdiff import exact, likelihood, loss, normal, output, reverse, sampler, train
 from npdiff.forward import q_sample, x_0_from_eps
 from npdiff.nn import mlp
 from npdiff.schedule import Schedule, cosine, linear
 
-rng = np.random.default_rng(0)
-n, m, T, schedule = 500, 4000, 50, cosine(50)
-signal, noise, alpha = schedule.signal, schedule.noise, schedule.alpha
-beta, beta_tilde = schedule.beta, schedule.beta_tilde
+rng, n, m, T, schedule = np.random.default_rng(0), 500, 4000, 50, cosine(50)
+signal, noise, alpha, beta = schedule.signal, schedule.noise, schedule.alpha, schedule.beta
 roll = exact.SwissRoll(noise=0.5)
 means = roll.curve(np.linspace(roll.U_MIN, roll.U_MAX, 100))  # the data: a Gaussian at each of
 covs = np.tile(roll.noise**2 * np.eye(2), (100, 1, 1))  # 100 points of the roll
 data, big = (exact.Mixture(np.full(100, 0.01), k * means, k**2 * covs) for k in (1, 40))
 left = data.part(means[:, 0] < 0)  # the data that have one of two labels
-eps_star, x_0_star = data.predictor(schedule), data.denoiser(schedule)  # E[eps | x_t], E[x_0 | x_t]
+eps_star, denoise = data.predictor(schedule), data.denoiser(schedule)  # E[eps | x_t], E[x_0 | x_t]
 eps_y = left.predictor(schedule)  # E[eps | x_t, y], where y is that label
 
 
-def sample(r):
-    """From x_T = z, at each t: x_prev = a x_t + b eps_hat + sigma z. A slip changes a part of r."""
+# A step back, x_prev = a x_t + b eps_hat + sigma z, in the right sampler. s is its schedule.
+def a(t, s):  # 1 / sqrt(alpha), in DDPM and in DDIM
+    return 1 / s.alpha[t] ** 0.5
+
+
+def b(t, s):  # DDPM's mean is (x_t - beta / noise eps_hat) / sqrt(alpha)
+    return -s.beta[t] / s.noise[t] / s.alpha[t] ** 0.5
+
+
+def sigma(t, s):  # sqrt(beta), and no noise in the last step
+    return s.beta[t] ** 0.5 if t > 1 else 0.0
+
+
+def sample(r):  # the sampler; r is a run, which may have a slip in a part
     g, s = np.random.default_rng(1), r.schedule
     x_t = r.gauss(g)
     for t in r.ts(s.T):
-        eps_hat, z, sigma = r.eps_hat(x_t, t), r.gauss(g), r.sigma(t, s)
+        eps_hat, z, sigma_t = r.eps_hat(x_t, t), r.gauss(g), r.sigma(t, s)
         x_0_hat, mean = x_0_from_eps(x_t, t, eps_hat, s), r.a(t, s) * x_t + r.b(t, s) * eps_hat
-        yield sampler.Step(t, t - 1, x_t, eps_hat, x_0_hat, mean, sigma, z, mean + sigma * z)
-        x_t = mean + sigma * z
+        yield sampler.Step(t, t - 1, x_t, eps_hat, x_0_hat, mean, sigma_t, z, mean + sigma_t * z)
+        x_t = mean + sigma_t * z
 
 
-# DDPM's mean, (x_t - beta / noise eps_hat) / sqrt(alpha), has the a and b of `run`. That of DDIM,
-# signal_prev x_0_hat + sqrt(noise_prev^2 - sigma^2) eps_hat, has the same a, and another b.
-run: dict = {"of": "DDPM", "a": lambda t, s: s.alpha[t] ** -0.5, "b": reverse.mean_per_eps}
-run |= {"sigma": lambda t, s: s.beta[t] ** 0.5 * (t > 1), "ts": lambda T: range(T, 0, -1)}
-run |= {"gauss": lambda g: g.standard_normal((n, 2)), "schedule": schedule, "data": data}
-run |= {"unit": 1, "bound": 1}  # the scale of the data, and 1 where the bound is defined
-jump = run | {"of": "DDIM", "schedule": Schedule(signal[::10], noise[::10]), "bound": 0}
-jump |= {"b": lambda t, s: s.noise[t - 1] - s.noise[t] / s.alpha[t] ** 0.5, "sigma": lambda t, s: 0}
-label = run | {"of": "label", "data": left}
-guide = label | {"of": "w = 1/2", "eps_hat": lambda x, t: 1.5 * eps_y(x, t) - eps_star(x, t) / 2}
+def p_step(r, x_t, t):  # mean and variance of p(x_{t-1} | x_t), for the bound
+    s = r.schedule
+    variance = r.sigma(t, s) ** 2 if t > 1 else s.beta[1]  # at t = 1 sigma is 0: no density
+    return r.a(t, s) * x_t + r.b(t, s) * r.eps_hat(x_t, t), variance
+
+
+# The right runs, by their parts. A slip's run keeps "like", the name of the run it is compared to.
+DDPM: dict = {"like": "DDPM", "a": a, "b": b, "sigma": sigma, "ts": lambda T: range(T, 0, -1)}
+DDPM |= {"data": data, "schedule": schedule, "trained": schedule, "eps_hat": eps_star}
+DDPM |= {"gauss": lambda g: g.standard_normal((n, 2)), "scale": 1, "bound": True}
+tens = Schedule(signal[::10], noise[::10])  # t = 0, 10, ..., 50: five jumps
+DDIM = DDPM | {"like": "DDIM", "schedule": tens, "eps_hat": data.predictor(tens), "bound": False}
+# DDIM's mean is signal_prev (x_t - noise eps_hat) / signal + noise_prev eps_hat.
+DDIM |= {"b": lambda t, s: s.noise[t - 1] - s.noise[t] / s.alpha[t] ** 0.5, "sigma": lambda t, s: 0}
+LABEL = DDPM | {"like": "label", "data": left, "eps_hat": eps_y}
+GUIDED = LABEL | {"like": "w = 1/2", "eps_hat": lambda x, t: 1.5 * eps_y(x, t) - eps_star(x, t) / 2}
 state = train.start(mlp.init(rng, hidden=32, layers=2), predict="v")
 update = partial(train.update, lr=0.02, hold=0.999, ema_decay=0.99)  # a rate that does not fall
 steps = list(train.train(mlp, state, data.sample, schedule, rng, 1500, 128, update=update))
-learn = run | {"of": "network", "eps_hat": reverse.predictor(mlp, state, schedule)}
+NETWORK = DDPM | {"like": "network", "eps_hat": reverse.predictor(mlp, state, schedule)}
 
-# What the numbers need: noised data, E x_t^2 of a coordinate, P(|x_0| > 1), what a label changes.
+# What the numbers need: noised data, E x_t^2 of a coordinate (on the way back too), P(|x_0| > 1).
 x_0, eps = data.sample(m, rng, float), rng.standard_normal((m, 2))
 x_2, x_10, x_25 = (q_sample(x_0, t, eps, schedule) for t in (2, 10, 25))
 best_2, best_10, best_25 = eps_star(x_2, 2), eps_star(x_10, 10), eps_star(x_25, 25)
+x_y = q_sample(left.sample(m, rng, float), 25, eps, schedule)  # x_25 of data with the label y
+best_y, error_y = eps_star(x_y, 25), eps - eps_star(x_y, 25)  # without the label
 var = signal**2 * ((means**2).mean() + roll.noise**2) + noise**2
 beyond = np.exp(normal.log_cdf((abs(means) - 1) / roll.noise)).mean()
-change = eps_y(x_25, 25) - best_25
-excess = (learn["eps_hat"](x_10, 10) - best_10) ** 2
+# eps - eps_star has the mean 0 given x_t. So E[eps f] = E[eps_star f] for each f(x_t), and
+# E (f - eps_star)^2 is the excess of the loss, E (f - eps)^2 - E (eps_star - eps)^2. Given y too,
+# eps_y stands for eps_star: its change of eps_star, squared, is what y saves of the loss.
+saved = error_y**2 - (eps - eps_y(x_y, 25)) ** 2
+out, _ = mlp.forward(state.ema_params, *output.network_input(x_10, 10, schedule))
+held_out, _ = loss.l_simple(out, x_0, 10, eps, schedule, "v")  # the loss of ema on fresh data
+excess = held_out[:, None] - (eps - best_10) ** 2
 
-# E x_t^2 is var[t] on the way back too. E[eps eps_hat] = E[eps_hat^2] for eps_hat = E[eps | x_t].
-slip, clue = {}, []  # a run with a slip;    a number, its right value, how it is measured
-slip["noise in the last step"] = run | {"sigma": lambda t, s: beta[t] ** 0.5}  # a thin haze
-clue += [("(x_0 - mean)^2 in the last step", 0, lambda r: (r.last.x_prev - r.last.mean) ** 2)]
-slip["variance for deviation"] = run | {"sigma": lambda t, s: beta[t] * (t > 1)}  # a thin arc
-clue += [("(x_24 - mean)^2", beta[25], lambda r: (r.middle.x_prev - r.middle.mean) ** 2)]
-slip["no 1 / sqrt(alpha)"] = run | {"a": lambda t, s: 1, "b": lambda t, s: -beta[t] / noise[t]}
-clue += [("x_25^2", var[25], lambda r: r.middle.x_t**2)]  # x shrinks: too dense near the middle
-slip["beta_tilde for beta"] = run | {"b": lambda t, s: -beta_tilde[t] / noise[t] / alpha[t] ** 0.5}
-clue += [("(x_0 - x_0_hat)^2 in the last step", 0, lambda r: (r.last.x_prev - r.last.x_0_hat) ** 2)]
-slip["eps added"] = run | {"b": lambda t, s: -reverse.mean_per_eps(t, s)}  # all points fly away
-clue += [("x_50 x_49", alpha[50] ** 0.5 * var[49], lambda r: r.first.x_t * r.first.x_prev)]
-slip["DDIM, no - sigma^2"] = run | {"b": jump["b"], "sigma": lambda t, s: beta_tilde[t] ** 0.5}
-clue += [("x_49^2", var[49], lambda r: r.first.x_prev**2)]  # too wide: z is added to all of eps_hat
-slip["t ascending"] = run | {"ts": lambda T: range(1, T + 1), "bound": 0}  # it stays noise
-clue += [("eps_hat^2 in the first step", 1, lambda r: r.first.eps_hat**2)]
-slip["never starts at T"] = jump | {"schedule": Schedule(signal[:T:10], noise[:T:10])}  # strays
-clue += [("signal at the first t", signal[T], lambda r: r.schedule.signal[r.first.t])]
-slip["never ends at 0"] = jump | {"ts": lambda T: range(T, 1, -1)}  # a haze: x_10 is not x_0
-clue += [("t_prev in the last step", 0, lambda r: r.last.t_prev)]
-slip["uniform noise"] = run | {"gauss": lambda g: g.random((n, 2)), "bound": 0}  # a lump far off
-clue += [("x_T", 0, lambda r: r.first.x_t)]
-slip["terminal noise"] = label | {"schedule": linear(T)}  # lumps: its x_T is not pure noise
-clue += [("x_T x_0", signal[T] * var[0], lambda r: q_sample(x_0, T, eps, r.schedule) * x_0)]
-slip["clipped x_0"] = run | {  # a square
-    "eps_hat": lambda x, t: (x - signal[t] * x_0_star(x, t).clip(-1, 1)) / noise[t]
-}
-clue += [("share of |x_0| > 1", beyond, lambda r: abs(r.last.x_prev) > 1)]
-slip["t off by one"] = run | {"eps_hat": lambda x, t: eps_star(x, max(t - 1, 1))}  # it looks right
-clue += [("eps eps_hat at t = 2", best_2**2, lambda r: eps * r.eps_hat(x_2, 2))]
-slip["alpha_bar for its root"] = run | {"trained": Schedule(signal**2, noise**2)}  # a haze
-clue += [("x_25^2 in training", var[25], lambda r: q_sample(x_0, 25, eps, r.trained) ** 2)]
-slip["another schedule"] = run | {"trained": linear(T, 0.002, 0.4)}  # told t, not the level
-clue += [("eps eps_hat at t = 25", best_25**2, lambda r: eps * r.eps_hat(x_25, 25))]
-# A lump. eps_hat = noise x_t + signal v, where signal v = eps_star - noise x_t gets a minus.
-slip["sign of v"] = run | {"eps_hat": lambda x, t: noise[t] * x - (eps_star(x, t) - noise[t] * x)}
-clue += [("eps eps_hat at t = 10", best_10**2, lambda r: eps * r.eps_hat(x_10, 10))]
-slip["guidance w for 1 + w"] = guide | {"eps_hat": lambda x, t: (eps_y(x, t) + eps_star(x, t)) / 2}
-clue += [("(1 + w) change", 1.5 * change, lambda r: r.eps_hat(x_25, 25) - best_25)]
-slip["labels shuffled"] = label | {"eps_hat": eps_star}  # it ignores a label that tells nothing
-clue += [("change^2, by a label", change**2, lambda r: (r.eps_hat(x_25, 25) - best_25) ** 2)]
-slip["data not scaled"] = run | {"data": big, "unit": 40}  # a dense middle
-clue += [("x_0^2", var[0], lambda r: r.data.sample(m, rng, float) ** 2)]
-slip["theta for ema"] = learn | {"eps_hat": reverse.predictor(mlp, state.params, schedule, "v")}
-clue += [("excess at t = 10", excess, lambda r: (r.eps_hat(x_10, 10) - best_10) ** 2)]  # a haze
+# The field guide. Each slip has its name and what one sees; the run with the slip, and the right
+# formula; the number that gives it away, its right value, and how a run r is measured.
+slip, clue = {}, {}
+name = "1 noise in the last step"  # a haze as thin as the roll's own: it looks right
+slip[name] = DDPM | {"sigma": lambda t, s: s.beta[t] ** 0.5}  # right: 0 where t = 1
+clue[name] = "(x_0 - mean)^2 at t = 1", 0, lambda r: (r.last.x_prev - r.last.mean) ** 2
+name = "2 variance for deviation"  # a thin arc: too little noise in each step
+slip[name] = DDPM | {"sigma": lambda t, s: s.beta[t] * (t > 1)}  # right: beta[t] ** 0.5
+clue[name] = "(x_24 - mean)^2", beta[25], lambda r: (r.middle.x_prev - r.middle.mean) ** 2
+name = "3 no 1 / sqrt(alpha)"  # too dense near the middle: x shrinks. right: a(t, s) and b(t, s)
+slip[name] = DDPM | {"a": lambda t, s: 1, "b": lambda t, s: b(t, s) * s.alpha[t] ** 0.5}
+clue[name] = "x_25^2", var[25], lambda r: r.middle.x_t**2
+name = "4 beta_tilde for beta"  # a haze: too little of eps_hat is taken away
+slip[name] = DDPM | {"b": lambda t, s: b(t, s) / s.beta[t] * s.beta_tilde[t]}  # right: b(t, s)
+clue[name] = "(x_0 - x_0_hat)^2 at t = 1", 0, lambda r: (r.last.x_prev - r.last.x_0_hat) ** 2
+name = "5 eps added"  # nothing: all points fly away
+slip[name] = DDPM | {"b": lambda t, s: -b(t, s)}  # right: b(t, s), which is negative
+clue[name] = "x_50 x_49", alpha[50] ** 0.5 * var[49], lambda r: r.first.x_t * r.first.x_prev
+name = "6 DDIM, no - sigma^2"  # a cloud too wide. right: b has sqrt(noise_prev^2 - sigma^2) in it
+slip[name] = DDPM | {"b": DDIM["b"], "sigma": lambda t, s: s.beta_tilde[t] ** 0.5}
+clue[name] = "x_49^2", var[49], lambda r: r.first.x_prev**2
+name = "7 t ascending"  # noise, as at the start
+slip[name] = DDPM | {"ts": lambda T: range(1, T + 1), "bound": False}  # right: T, ..., 1
+clue[name] = "eps_hat^2 in the first step", 1, lambda r: r.first.eps_hat**2
+name = "8 never starts at T"  # points stray between the turns. right: [::10], which ends with T
+short = Schedule(signal[:T:10], noise[:T:10])
+slip[name] = DDIM | {"schedule": short, "eps_hat": data.predictor(short)}
+clue[name] = "signal at the first t", signal[T], lambda r: r.schedule.signal[r.first.t]
+name = "9 never ends at 0"  # a haze: x_10 is not x_0
+slip[name] = DDIM | {"ts": lambda T: range(T, 1, -1)}  # right: T, ..., 1
+clue[name] = "t_prev in the last step", 0, lambda r: r.last.t_prev
+name = "10 uniform noise"  # a lump far off
+slip[name] = DDPM | {"gauss": lambda g: g.random((n, 2)), "bound": False}  # right: normal
+clue[name] = "x_T", 0, lambda r: r.first.x_t
+name = "11 terminal noise"  # lumps: its x_T is not pure noise, as the sampler has it
+mild = linear(T)  # right: cosine(T), or betas 1000 / T times as large
+slip[name] = LABEL | {"schedule": mild, "trained": mild, "eps_hat": left.predictor(mild)}
+clue[name] = "x_T x_0", signal[T] * var[0], lambda r: q_sample(x_0, T, eps, r.trained) * x_0
+name = "12 clipped x_0"  # a square. right: data outside of [-1, 1] are not clipped
+slip[name] = DDPM | {"eps_hat": lambda x, t: (x - signal[t] * denoise(x, t).clip(-1, 1)) / noise[t]}
+clue[name] = "share of |x_0| > 1", beyond, lambda r: abs(r.last.x_prev) > 1
+name = "13 t off by one"  # it looks right
+slip[name] = DDPM | {"eps_hat": lambda x, t: eps_star(x, max(t - 1, 1))}  # right: t
+clue[name] = "eps eps_hat at t = 2", best_2**2, lambda r: eps * r.eps_hat(x_2, 2)
+name = "14 alpha_bar for its root"  # a haze. right: signal and noise, whose squares sum to 1
+squared = Schedule(signal**2, noise**2)
+slip[name] = DDPM | {"trained": squared, "eps_hat": data.predictor(squared)}
+clue[name] = "x_25^2 in training", var[25], lambda r: q_sample(x_0, 25, eps, r.trained) ** 2
+name = "15 another schedule"  # too dense inside: the network is told t, not the level of noise
+other = linear(T, 0.002, 0.4)  # right: one schedule in training and sampling
+slip[name] = DDPM | {"trained": other, "eps_hat": data.predictor(other)}
+clue[name] = "eps eps_hat at t = 25", best_25**2, lambda r: eps * r.eps_hat(x_25, 25)
+name = "16 sign of v"  # a lump and strays. right: eps_hat = noise x_t + signal v, here with a minus
+slip[name] = DDPM | {"eps_hat": lambda x, t: noise[t] * x - (eps_star(x, t) - noise[t] * x)}
+clue[name] = "eps eps_hat at t = 10", best_10**2, lambda r: eps * r.eps_hat(x_10, 10)
+name = "17 guidance w for 1 + w"  # too little guidance. right: (1 + w) eps_y - w eps_star
+slip[name] = GUIDED | {"eps_hat": lambda x, t: 0.5 * eps_y(x, t) + 0.5 * eps_star(x, t)}
+clue[name] = "change times error", 1.5 * saved, lambda r: (r.eps_hat(x_y, 25) - best_y) * error_y
+name = "18 labels shuffled"  # all of the data: a label that tells nothing is ignored
+slip[name] = LABEL | {"eps_hat": eps_star}  # right: eps_y
+clue[name] = "change^2, by a label", saved, lambda r: (r.eps_hat(x_y, 25) - best_y) ** 2
+name = "19 data not scaled"  # a dense middle, in which the turns are told apart late
+slip[name] = DDPM | {"data": big, "eps_hat": big.predictor(schedule), "scale": 40}  # right: 1
+clue[name] = "x_0^2", var[0], lambda r: r.data.sample(m, rng, float) ** 2
+name = "20 theta for ema"  # a haze. right: state, whose ema_params the predictor takes
+slip[name] = NETWORK | {"eps_hat": reverse.predictor(mlp, state.params, schedule, "v")}
+clue[name] = "excess at t = 10", excess, lambda r: (r.eps_hat(x_10, 10) - best_10) ** 2
 
 sets = [data.sample(n, rng, float) for _ in range(6)]
-print(f"{'Samples':26}{'energy distance':>16}{'95% within':>12}{'bound, nats':>13}")
-print("  {:24}{:16.2g} +- {:.1g}".format("data from data", *metrics.real_against_real(sets)))
+print(f"{'Samples':28}{'energy distance':>16}{'95% within':>12}{'bound, nats':>13}")
+print("  {:26}{:16.2g} +- {:.1g}".format("data from data", *metrics.real_against_real(sets)))
 runs = {}
-for name, case in ({r["of"]: r for r in (run, jump, label, guide, learn)} | slip).items():
-    s, g = case["schedule"], np.random.default_rng(2)
-    r = runs[name] = SimpleNamespace(**{"trained": s} | case)
-    r.eps_hat = case.get("eps_hat") or r.data.predictor(r.trained)  # exact, unless given
-    back = list(sample(r))
+for name, case in ({r["like"]: r for r in (DDPM, DDIM, LABEL, GUIDED, NETWORK)} | slip).items():
+    r, g = SimpleNamespace(**case), np.random.default_rng(2)
+    back, runs[name] = list(sample(r)), r
     r.first, r.middle, r.last = back[0], back[len(back) // 2], back[-1]
-    drawn, fresh = r.last.x_prev / r.unit, r.data.sample(n, g, float) / r.unit
+    drawn, fresh = r.last.x_prev / r.scale, r.data.sample(n, g, float) / r.scale
     r.clouds = [draw.Dots("", fresh, draw.CLOUD), draw.Dots("", drawn, draw.MODEL)]
-    r.reverse = lambda x_t, t, r=r, s=s: (
-        r.a(t, s) * x_t + r.b(t, s) * r.eps_hat(x_t, t),
-        r.sigma(t, s) ** 2 or s.beta[1],  # not 0 at t = 1, where there would be no density
-    )
-    terms = likelihood.bound(r.data.sample(200, g, float), s, r.reverse, g)
-    bound = f"{sum(nats.mean() for _, nats in terms) - 2 * np.log(r.unit):13.2f}" * r.bound
+    bound = ""
+    if r.bound:
+        terms = likelihood.bound(r.data.sample(200, g, float), r.schedule, partial(p_step, r), g)
+        bound = f"{sum(nats.mean() for _, nats in terms) - 2 * np.log(r.scale):13.2f}"
     reach = np.percentile(metrics.distance_to_curve(drawn, roll, 1000), 95)
-    print(f"  {name:24}{metrics.energy_distance(drawn, fresh):16.2g}{reach:12.2g}{bound}")
+    print(f"  {name:26}{metrics.energy_distance(drawn, fresh):16.2g}{reach:12.2g}{bound}")
 
-print("Without a slip the samplers are the book's; each number without a slip, and with it")
-g = np.random.default_rng(1)
+print("The samplers are the book's. Each number without its slip; below it, with the slip")
+g, clouds = np.random.default_rng(1), {"correct": runs["DDPM"].clouds}
 *_, book = sampler.ddpm(eps_star, g.standard_normal((n, 2)), schedule, g, "beta")
 lesson.equal("x_0 of sample = x_0 of ddpm", runs["DDPM"].last.x_prev, book.x_prev)
 *_, book = sampler.ddim(eps_star, runs["DDIM"].first.x_t, schedule, steps=5)
 lesson.equal("x_0 of sample = x_0 of ddim", runs["DDIM"].last.x_prev, book.x_prev)
 t = np.arange(1, T + 1)  # and DDIM with eta = 1, where sigma^2 is beta_tilde, has the b of DDPM
-ddim_b = (noise[t - 1] ** 2 - beta_tilde[t]) ** 0.5 - noise[t] / alpha[t] ** 0.5
-lesson.equal("sqrt(noise_prev^2 - beta_tilde) - a noise = b", ddim_b, run["b"](t, schedule))
-clouds = {"correct": runs["DDPM"].clouds}
-for k, (name, (what, value, measure)) in enumerate(zip(slip, clue, strict=True), 1):
-    own, found = (np.atleast_2d(measure(runs[key]) - value) for key in (slip[name]["of"], name))
+ddim_b = (noise[t - 1] ** 2 - schedule.beta_tilde[t]) ** 0.5 - noise[t] / alpha[t] ** 0.5
+lesson.equal("sqrt(noise_prev^2 - beta_tilde) - a noise = b", ddim_b, b(t, schedule))
+for name, (what, value, measure) in clue.items():
+    own, found = (np.atleast_2d(measure(runs[k]) - value) for k in (slip[name]["like"], name))
     error, right = own.mean(axis=1).std() / len(own) ** 0.5, float(np.mean(value))
-    lesson.equal(f"{k} {what}", right + own.mean(), right, error=max(error, 1e-12))  # 0: not drawn
+    lesson.equal(f"{name.split()[0]} {what}", right + own.mean(), right, error=max(error, 1e-12))
     print(f"     {name:45}{right + found.mean():13.6g}")
-    clouds[f"{k} {name}\n{right + found.mean():.2g}, not {right:.2g}"] = runs[name].clouds
+    clouds[f"{name}\n{right + found.mean():.2g}, not {right:.2g}"] = runs[name].clouds
 draw.cloud_grid(
     "out/lessons/15.png",
     clouds,
