@@ -82,17 +82,6 @@ SMOKE = Sizes(8, 3, 20, 2, 2, 2, 2, 5, 2, samples=30, exact=5, exact_steps=4, si
 # The truth, and the teacher.
 
 
-def exact_map(data: exact.Mixture, x_T: np.ndarray, steps: int) -> np.ndarray:
-    """Where the ODE of the exact velocity leads from pure noise, in float64: (N, d) -> (N, d).
-
-    By Heun's method. With 200 steps the roll's end points are a few ten-thousandths off.
-    """
-    schedule = straight(steps)
-    x_T = x_T.astype(np.float64)
-    *_, last = flow_matching.heun(data.velocity(schedule), x_T, schedule)
-    return last.x_prev
-
-
 def train_teacher(sizes: Sizes, rng: np.random.Generator, xp: Any) -> train.State:
     """Flow matching: the network learns v, which gives the mean velocity of the lines."""
     state = train.start(map_leaves(xp.asarray, mlp.init(rng)), predict="v")
@@ -319,7 +308,7 @@ def draw_errors(out: Path, maps: dict[str, Map], sizes: Sizes, xp: Any) -> None:
     """Where each map is wrong: its distance to the exact map, over the plane of the noise."""
     extent = (-3.0, 3.0, -3.0, 3.0)
     x_T = draw.lattice(extent, sizes.side).astype(np.float32)
-    end = exact_map(ROLL, x_T, sizes.exact_steps)
+    end = flow_matching.exact_map(ROLL, x_T, sizes.exact_steps)
     u = np.linspace(ROLL.U_MIN, ROLL.U_MAX, 500)
     nearest = ((end[:, None] - ROLL.curve(u)) ** 2).sum(axis=2).argmin(axis=1)
     values = {"the exact map": nearest / len(u)}
@@ -359,7 +348,7 @@ def main(args: argparse.Namespace) -> None:
     # One step from the same noise, beside the exact map and DDIM in more steps.
     noise = rngs[6].standard_normal((sizes.samples, 2), dtype=np.float32)
     x_T = xp.asarray(noise)
-    end = exact_map(ROLL, noise[: sizes.exact], sizes.exact_steps)
+    end = flow_matching.exact_map(ROLL, noise[: sizes.exact], sizes.exact_steps)
     rows = [Row("the exact map", end, 2 * sizes.exact_steps - 1)]
     for n in DDIM_STEPS:
         x_0 = to_numpy(ddim(teacher, n, x_T))

@@ -149,6 +149,34 @@ class Mixture:
         predict_eps, predict_x_0 = self.predictor(schedule), self.denoiser(schedule)
         return lambda x_t, t: predict_eps(x_t, t) - predict_x_0(x_t, t)
 
+    def flow_map(
+        self, x: Array, signal: float, noise: float, signal_end: float = 1.0, noise_end: float = 0.0
+    ) -> Array:
+        """Where the probability-flow ODE leads x, (N, 1), from one level to another: (N, 1).
+
+        F_end(y) = F(x),    F the distribution function at a level
+
+        On a line paths cannot cross, so the ODE keeps the order of points and with it the share of
+        the data to the left of each. y is found by bisection, from the nearer tail. ValueError for
+        d > 1, where no such order is kept: see `papers.flow_matching.exact_map`.
+        """
+        if self.dim > 1:
+            raise ValueError(
+                f"the flow map is a matter of quantiles for d = 1 alone, got d = {self.dim}; "
+                "papers.flow_matching.exact_map solves the ODE"
+            )
+        left, right = self._log_tails(x, signal, noise)
+        at_left = left < right
+        reach = 40 * math.sqrt(signal_end**2 * float(self.variances.max()) + noise_end**2)
+        low = np.full(x.shape, signal_end * self.means.min() - reach)
+        high = np.full(x.shape, signal_end * self.means.max() + reach)
+        for _ in range(100):
+            y = (low + high) / 2
+            left_y, right_y = self._log_tails(y, signal_end, noise_end)
+            too_low = np.where(at_left, left_y < left, right_y > right)
+            low, high = np.where(too_low, y, low), np.where(too_low, high, y)
+        return y.astype(x.dtype)
+
     def irreducible_loss(self, x_t: Array, t: Time, schedule: Schedule) -> Array:
         """The error that no predictor can avoid, E[|eps - eps*|^2 | x_t] / d: (N, d) -> (N,).
 
@@ -217,6 +245,14 @@ class Mixture:
         spread = sum((r * (g**2 - 1 / var)).sum(axis=1, keepdims=True) for g, var, _ in along_axes)
         return score, spread - (score**2).sum(axis=1, keepdims=True)
 
+    def _log_tails(self, x: Array, signal: float, noise: float) -> tuple[Array, Array]:
+        """log P(x_t < x) and log P(x_t > x) for d = 1, (N, 1) each."""
+        std = np.sqrt(signal**2 * self.variances[0] + noise**2)  # (K,)
+        z = (x - signal * self.means[:, 0]) / std  # (N, K)
+        log_w = np.log(self.weights)
+        left, right = log_w + normal.log_cdf(z), log_w + normal.log_cdf(-z)
+        return normal.log_sum_exp(left), normal.log_sum_exp(right)
+
     def _mean_x_0(self, x: Array, signal: Array, noise: Array) -> Array:
         """E[x_0 | signal x_0 + noise eps = x], (N, d): see `denoiser`."""
         xp = get_array_module(x)
@@ -248,6 +284,22 @@ class Gaussian(Mixture):
 
     def __init__(self, mean: Array, cov: Array) -> None:
         super().__init__(np.ones(1), np.atleast_1d(mean)[None], np.atleast_2d(cov)[None])
+
+    def flow_map(
+        self, x: Array, signal: float, noise: float, signal_end: float = 1.0, noise_end: float = 0.0
+    ) -> Array:
+        """Where the probability-flow ODE leads x from one level to another: (N, d) -> (N, d).
+
+        y = signal_end m + std_end / std (x - signal m),    std = sqrt(signal^2 variance + noise^2)
+
+        along each axis of the covariance.
+        """
+        axes, variances = self.axes[:, 0], self.variances[:, 0]  # (d, d), (d,)
+        std = np.sqrt(signal**2 * variances + noise**2)
+        std_end = np.sqrt(signal_end**2 * variances + noise_end**2)
+        offset = (x - signal * self.means[0]) @ axes.T  # (N, d), along the axes
+        y = signal_end * self.means[0] + (offset * std_end / std) @ axes
+        return y.astype(x.dtype)
 
     def entropy(self) -> float:
         """H = 1/2 log det(2 pi e cov), in nats."""

@@ -219,6 +219,51 @@ def test_straight_paths_are_followed_in_one_step_and_have_straightness_0():
     np.testing.assert_allclose(last.x_prev, x_T - shift, atol=4 * EPS)
 
 
+# The flow map
+
+
+LINE = exact.Mixture([0.4, 0.6], [[-1.0], [0.9]], [[[0.05]], [[0.2]]])
+
+
+@given(m=st.floats(-2, 2), s=st.floats(0.1, 3), u=st.floats(0.05, 1), seed=seeds)
+def test_on_a_gaussian_the_flow_map_is_that_of_quantiles(m, s, u, seed):
+    x = np.random.default_rng(seed).standard_normal((7, 1))
+    data = exact.Gaussian([m], [[s**2]])
+    level, end = (1 - u, u), (1 - u / 2, u / 2)
+    closed, by_quantiles = (
+        data.flow_map(x, *level, *end),
+        exact.Mixture.flow_map(data, x, *level, *end),
+    )
+    # log_cdf is right to some 1e-15, and a quantile to that over the density, at 9 deviations.
+    np.testing.assert_allclose(by_quantiles, closed, rtol=0, atol=1e-9 * (1 + np.abs(closed).max()))
+    np.testing.assert_allclose(data.flow_map(closed, *end, *level), x, atol=1e-12)
+
+
+def test_the_flow_map_of_a_mixture_carries_q_and_leads_back():
+    x = np.linspace(-2.5, 2.5, 41)[:, None]
+    y = LINE.flow_map(x, 0.0, 1.0)
+    np.testing.assert_allclose(LINE.flow_map(y, 1.0, 0.0, 0.0, 1.0), x, atol=1e-9)
+    # The change of variables: q_T(x) = p(y) dy/dx, by central differences. Their error is of order
+    # h^2, so that with h is a third of what h and 2 h differ by.
+    ahead, behind, far_ahead, far_behind = (
+        LINE.flow_map(x + k * 1e-3, 0.0, 1.0) for k in (1, -1, 2, -2)
+    )
+    slope, wide = (ahead - behind)[:, 0] / 2e-3, (far_ahead - far_behind)[:, 0] / 4e-3
+    gap = LINE.log_prob(y) + np.log(slope) - LINE.log_prob(x, 0.0, 1.0)
+    assert (np.abs(gap) <= np.abs(np.log(wide / slope)) + 1e-8).all()
+    with pytest.raises(ValueError, match=r"d = 1 alone.*exact_map"):
+        MIXTURE.flow_map(np.ones((2, 2)), 0.0, 1.0)
+
+
+def test_the_ode_of_the_exact_velocity_ends_where_the_flow_map_says():
+    x_T = np.linspace(-2.4, 2.4, 25)[:, None]
+    ends = LINE.flow_map(x_T, 0.0, 1.0)
+    errors = [np.median(np.abs(fm.exact_map(LINE, x_T, N) - ends)) for N in (100, 200, 400)]
+    assert order.order([100, 200, 400], np.array(errors)) == pytest.approx(2, abs=0.15)
+    data, x_T = exact.Gaussian([0.5, -1.0], [[0.5, 0.2], [0.2, 1.2]]), RNG.standard_normal((9, 2))
+    np.testing.assert_allclose(fm.exact_map(data, x_T, 400), data.flow_map(x_T, 0, 1), atol=1e-4)
+
+
 # Reflow
 
 

@@ -10,6 +10,7 @@ from test_demos import output_of, run
 
 import one_step
 from npdiff import exact
+from npdiff.papers import flow_matching
 
 LEARNED = ["reflow", "progressive", "consistency", "consistency_training", "mean_flow"]
 
@@ -23,7 +24,7 @@ def test_it_runs_and_writes_one_step_samples_from_one_noise(tmp_path):
         assert samples[name].shape == (n, 2) and np.isfinite(samples[name]).all()
     m, steps = one_step.SMOKE.exact, one_step.SMOKE.exact_steps
     assert samples["exact"].shape == (m, 2) and samples["exact"].dtype == np.float64
-    end = one_step.exact_map(one_step.ROLL, samples["noise"][:m], steps)
+    end = flow_matching.exact_map(one_step.ROLL, samples["noise"][:m], steps)
     np.testing.assert_array_equal(samples["exact"], end)
 
     metrics = json.loads((tmp_path / "o" / "metrics.json").read_text())
@@ -51,7 +52,7 @@ def test_the_exact_map_of_a_gaussian_is_linear(seed):
     x_T = rng.standard_normal((20, 2))
     # The velocity is linear, so each path keeps its number of deviations from the mean.
     ends = mean + deviations * x_T
-    coarse, fine = (one_step.exact_map(data, x_T, steps) for steps in (100, 200))
+    coarse, fine = (flow_matching.exact_map(data, x_T, steps) for steps in (100, 200))
     error, finer = np.abs(coarse - ends), np.abs(fine - ends)
     # Heun's method is of order 2: its error at 200 steps is a third of how far it moved from 100,
     # up to terms of order 3, which are smaller by about 1/200 over the shortest deviation squared.
@@ -61,6 +62,6 @@ def test_the_exact_map_of_a_gaussian_is_linear(seed):
 
 def test_the_exact_map_of_the_roll_has_converged():
     x_T = np.random.default_rng(0).standard_normal((100, 2), dtype=np.float32)
-    coarse, fine = (one_step.exact_map(one_step.ROLL, x_T, T) for T in (100, 200))
+    coarse, fine = (flow_matching.exact_map(one_step.ROLL, x_T, T) for T in (100, 200))
     # Of order 2, so what is left at 200 steps is about a third of the change.
     assert np.linalg.norm(fine - coarse, axis=1).max() / 3 < 1e-3

@@ -17,6 +17,7 @@ Euler's method on it is DDIM. Later work draws the middle of the lines more ofte
     predictor              the network as velocity(x_t, t)
     flow_matching_loss     eq. (9), Lipman et al.
     euler, heun            the ODE, in steps of order 1 and 2
+    exact_map              the end of the ODE's path, by the exact velocity
     straightness           sec. 2, Liu et al.
     reflow                 training on pairs that the ODE has joined
 
@@ -34,6 +35,7 @@ import numpy as np
 
 from npdiff import train
 from npdiff.backend import Array
+from npdiff.exact import Mixture
 from npdiff.loss import l_target
 from npdiff.output import network_input
 from npdiff.reverse import of_state
@@ -175,6 +177,17 @@ def heun(velocity: Velocity, x_T: Array, schedule: Schedule) -> Iterator[Step]:
             x_prev = x_t + h * (slope + velocity(x_prev, t - 1)) / 2
         yield Step(t, t - 1, x_t, eps_hat, x_0_hat, x_prev, 0.0, 0 * x_t, x_prev)
         x_t = x_prev
+
+
+def exact_map(data: Mixture, x_T: np.ndarray, steps: int = 200) -> np.ndarray:
+    """Where the ODE of the exact velocity leads pure noise: (N, d) -> (N, d), in float64.
+
+    By `heun`, of order 2. On the swiss roll 200 steps are right to some 1e-4. For a Gaussian and on
+    a line there are closed forms: `exact.Gaussian.flow_map`, `exact.Mixture.flow_map`.
+    """
+    schedule = straight(steps)
+    *_, last = heun(data.velocity(schedule), x_T.astype(np.float64), schedule)
+    return last.x_prev
 
 
 def straightness(velocity: Velocity, x_T: Array, schedule: Schedule) -> float:
