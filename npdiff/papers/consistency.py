@@ -170,7 +170,7 @@ def learn(
 
 
 def finer(
-    step: int, steps: int, fewest: int = 12, most: int = 192, ends: tuple[float, float] = (-4, 5)
+    step: int, steps: int, fewest: int = 10, most: int = 1280, ends: tuple[float, float] = (-4, 5)
 ) -> Schedule:
     """Levels in equal steps, whose number doubles from `fewest` to `most` as training goes on.
 
