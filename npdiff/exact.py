@@ -152,7 +152,7 @@ class Mixture:
     def flow_map(
         self, x: Array, signal: float, noise: float, signal_end: float = 1.0, noise_end: float = 0.0
     ) -> Array:
-        """Where the probability-flow ODE leads x, (N, 1), from one level to another: (N, 1).
+        """Where the probability-flow ODE leads x, (N, 1) on the host, from one level to another.
 
         F_end(y) = F(x),    F the distribution function at a level
 
@@ -288,7 +288,7 @@ class Gaussian(Mixture):
     def flow_map(
         self, x: Array, signal: float, noise: float, signal_end: float = 1.0, noise_end: float = 0.0
     ) -> Array:
-        """Where the probability-flow ODE leads x from one level to another: (N, d) -> (N, d).
+        """Where the probability-flow ODE leads x, (N, d) on the host, from one level to another.
 
         y = signal_end m + std_end / std (x - signal m),    std = sqrt(signal^2 variance + noise^2)
 
