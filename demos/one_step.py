@@ -82,8 +82,11 @@ SMOKE = Sizes(8, 3, 20, 2, 2, 2, 2, 5, 2, samples=30, exact=5, exact_steps=4, si
 # The truth, and the teacher.
 
 
-def train_teacher(sizes: Sizes, rng: np.random.Generator, xp: Any) -> train.State:
-    """Flow matching: the network learns v, which gives the mean velocity of the lines."""
+def train_teacher(sizes: Sizes, rng: np.random.Generator, xp: Any) -> tuple[train.State, float]:
+    """Flow matching: the network learns v, which gives the mean velocity of the lines.
+
+    Its state, and its last loss.
+    """
     state = train.start(map_leaves(xp.asarray, mlp.init(rng)), predict="v")
     steps = train.train(
         mlp,
@@ -96,8 +99,7 @@ def train_teacher(sizes: Sizes, rng: np.random.Generator, xp: Any) -> train.Stat
         flow_matching.flow_matching_loss,
         update=partial(train.update, lr=5e-3),
     )
-    follow(steps, sizes.teacher, sizes.batch)
-    return state
+    return state, follow(steps, sizes.teacher, sizes.batch)
 
 
 def ddim(state: train.State, steps: int, x_T: Array) -> Array:
@@ -197,9 +199,11 @@ def timed(name: str, learn: Callable[..., Any], *args: Any) -> tuple[Any, float]
     return learn(*args), time.monotonic() - started
 
 
-def follow(steps: Iterable[Any], last: int, batch: int) -> None:
-    for _ in progress.training(steps, 0, last, batch):
-        pass  # x_0, eps, losses, grad and more: a breakpoint here sees them all
+def follow(steps: Iterable[Any], last: int, batch: int) -> float:
+    """The last loss."""
+    for step in progress.training(steps, 0, last, batch):
+        loss = step.loss  # and x_0, eps, losses, grad and more: a breakpoint here sees them all
+    return float(loss)
 
 
 class Row(NamedTuple):
@@ -331,7 +335,9 @@ def main(args: argparse.Namespace) -> None:
     rngs = [np.random.default_rng([args.seed, i]) for i in range(7)]
 
     # Training: a teacher, three students, and two networks that need no teacher.
-    teacher, of_teacher = timed("the teacher, flow matching", train_teacher, sizes, rngs[0], xp)
+    (teacher, loss), of_teacher = timed(
+        "the teacher, flow matching", train_teacher, sizes, rngs[0], xp
+    )
     straightened, of_reflow = timed("reflow", reflow, teacher, sizes, rngs[1])
     learned: dict[str, tuple[Map, float]] = {
         "reflow": (partial(ddim, straightened, 1), of_reflow),
@@ -371,6 +377,7 @@ def main(args: argparse.Namespace) -> None:
     metrics = {
         "backend": xp.__name__,
         "seed": args.seed,
+        "loss": loss,
         "table": table,
         "straightness": straightness,
     }

@@ -28,6 +28,7 @@ def test_it_runs_and_writes_one_step_samples_from_one_noise(tmp_path):
     np.testing.assert_array_equal(samples["exact"], end)
 
     metrics = json.loads((tmp_path / "o" / "metrics.json").read_text())
+    assert np.isfinite(metrics["loss"])  # of the teacher
     table = metrics["table"]
     ddim = [f"teacher, DDIM, {k} steps" for k in (4, 16, 64)]
     assert [*table] == ["the exact map", "teacher, DDIM, 1 step", *ddim, *LEARNED, "real data"]
